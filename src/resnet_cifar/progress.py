@@ -1,0 +1,62 @@
+"""Progress of a long piece of work: a bar on a terminal, a line every ten seconds elsewhere."""
+
+import sys
+import time
+
+LINE_EVERY = 10.0
+BAR_EVERY = 0.2
+
+
+def clock(seconds: float) -> str:
+    """Seconds as a person says them: ``42 s``, ``3 min 20 s``, ``2 h 05 min``."""
+    seconds = round(seconds)
+    if seconds < 60:
+        return f"{seconds} s"
+    if seconds < 3600:
+        return f"{seconds // 60} min {seconds % 60:02d} s"
+    return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min"
+
+
+class Progress:
+    """Shows how much of ``total`` is done, with what else is known, on stderr.
+
+    Parameters
+    ----------
+    label : str
+        What is in progress, the first words of each line.
+    total : int
+        The amount of work.
+    start : int
+        How much of it was done before.
+    """
+
+    def __init__(self, label: str, total: int, start: int = 0) -> None:
+        self.label, self.total, self.start = label, total, start
+        self.began = self.shown = time.monotonic()
+        self.terminal = sys.stderr.isatty()
+
+    @property
+    def seconds(self) -> float:
+        """Since it began."""
+        return time.monotonic() - self.began
+
+    def update(self, done: int, detail: str = "") -> None:
+        """Show ``done`` of the total, if something was not shown a moment ago."""
+        now = time.monotonic()
+        if now - self.shown < (BAR_EVERY if self.terminal else LINE_EVERY):
+            return
+        self.shown = now
+        share = done / self.total if self.total else 1.0
+        left = self.seconds / max(done - self.start, 1) * (self.total - done)
+        text = f"{self.label} {share:4.0%}  {detail}  {clock(left)} left"
+        if self.terminal:
+            filled = round(20 * share)
+            sys.stderr.write(f"\r{'█' * filled}{'·' * (20 - filled)} {text}\x1b[K")
+            sys.stderr.flush()
+        else:
+            self.say(text)
+
+    def say(self, text: str) -> None:
+        """A line that stays."""
+        sys.stderr.write(("\r\x1b[K" if self.terminal else "") + text + "\n")
+        sys.stderr.flush()
