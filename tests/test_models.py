@@ -1,0 +1,222 @@
+"""The networks against the paper: sizes, shortcuts, order of operations, initialisation."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from resnet_cifar.models import Architecture, BasicBlock, CifarResNet, ZeroPadShortcut, initialize
+
+KINDS = [("resnet", "A"), ("resnet", "B"), ("plain", "A")]
+
+# By hand: 3x3 convolutions 9*(3*16 + 2n*16*16 + 16*32 + (2n-1)*32*32 + 32*64 + (2n-1)*64*64), scale and shift of each
+# convolution's batch normalisation, 65*10 for the classifier. B adds 16*32 + 32*64 and two batch normalisations: 2752.
+PARAMETERS = {3: 269_722, 5: 464_154, 7: 658_586, 9: 853_018, 18: 1_727_962, 200: 19_421_274}
+# Multiplications of convolutions and classifier for one image, in units of 10,000: each layer's weights times the
+# pixels of its map, 1024, 256 or 64.
+MULTIPLICATIONS = {3: 4055, 5: 6886, 7: 9717, 9: 12549, 18: 25289}
+
+
+def on_meta(*architecture: object) -> CifarResNet:
+    """A network of shapes alone, without memory."""
+    with torch.device("meta"):
+        return CifarResNet(Architecture(*architecture))
+
+
+def initialized(*architecture: object, seed: int = 0) -> CifarResNet:
+    model = CifarResNet(Architecture(*architecture))
+    initialize(model, torch.Generator().manual_seed(seed))
+    return model
+
+
+def randomize(model: nn.Module) -> nn.Module:
+    """Give every parameter and statistic of batch normalisation a value of its own, so that none can be left out."""
+    generator = torch.Generator().manual_seed(1)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            for tensor in (module.weight.data, module.bias.data, module.running_mean, module.running_var):
+                tensor.uniform_(0.5, 1.5, generator=generator)
+            module.bias.data.sub_(1)
+            module.running_mean.sub_(1)
+    return model.double().eval()
+
+
+def normalized(x: Tensor, state: dict[str, Tensor], name: str) -> Tensor:
+    """Batch normalisation of inference, written out; eps is torch's default."""
+    mean, var, scale, shift = (
+        state[f"{name}.{key}"][:, None, None] for key in ("running_mean", "running_var", "weight", "bias")
+    )
+    return (x - mean) / (var + 1e-5).sqrt() * scale + shift
+
+
+def shortcut_a(x: Tensor, channels: int, stride: int) -> Tensor:
+    """Option A as a loop over pixels: every stride-th is copied, the further channels stay zero."""
+    images, inputs, height, width = x.shape
+    y = torch.zeros(images, channels, height // stride, width // stride, dtype=x.dtype)
+    for row in range(height // stride):
+        for column in range(width // stride):
+            y[:, :inputs, row, column] = x[:, :, stride * row, stride * column]
+    return y
+
+
+def reference(x: Tensor, state: dict[str, Tensor], net: str, n: int, shortcut: str) -> Tensor:
+    """The whole network as functions of its tensors, from section 4.2 of the paper."""
+    x = (x - state["mean"]) / state["std"]
+    x = normalized(F.conv2d(x, state["conv1.weight"], padding=1), state, "bn1").clamp(min=0)
+    for stage in (1, 2, 3):
+        for index in range(n):
+            block = f"layer{stage}.{index}"
+            stride = 2 if stage > 1 and index == 0 else 1
+            y = F.conv2d(x, state[f"{block}.conv1.weight"], stride=stride, padding=1)
+            y = normalized(y, state, f"{block}.bn1").clamp(min=0)
+            y = normalized(F.conv2d(y, state[f"{block}.conv2.weight"], padding=1), state, f"{block}.bn2")
+            if net == "resnet" and stride == 1:
+                y = y + x
+            elif net == "resnet" and shortcut == "A":
+                y = y + shortcut_a(x, y.shape[1], 2)
+            elif net == "resnet":
+                projected = F.conv2d(x, state[f"{block}.downsample.0.weight"], stride=2)
+                y = y + normalized(projected, state, f"{block}.downsample.1")
+            x = y.clamp(min=0)
+    return x.flatten(2).mean(2) @ state["fc.weight"].T + state["fc.bias"]
+
+
+@pytest.mark.parametrize(("n", "count"), PARAMETERS.items())
+def test_parameter_counts(n, count):
+    """Of the paper's rounded 0.27M to 19.4M (Table 6); a plain network has as many as option A (section 3.3)."""
+    widths = 9 * (3 * 16 + 2 * n * 16**2 + 16 * 32 + (2 * n - 1) * 32**2 + 32 * 64 + (2 * n - 1) * 64**2)
+    assert count == widths + 2 * (16 + 2 * n * (16 + 32 + 64)) + 65 * 10
+    counts = {kind: sum(p.numel() for p in on_meta(kind[0], n, kind[1]).parameters()) for kind in KINDS}
+    assert counts == {("resnet", "A"): count, ("plain", "A"): count, ("resnet", "B"): count + 2752}
+
+
+@pytest.mark.parametrize(("n", "count"), MULTIPLICATIONS.items())
+def test_multiplications_of_one_image(n, count):
+    """They depend on the strides: the maps have 32, 16 and 8 pixels a side."""
+    model = on_meta("resnet", n)
+    seen = []
+
+    def note(module: nn.Module, _: object, y: Tensor) -> None:
+        seen.append(y[0].numel() * module.weight[0].numel())
+
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            module.register_forward_hook(note)
+    model(torch.zeros(1, 3, 32, 32, device="meta"))
+    assert len(seen) == 6 * n + 2
+    assert round(sum(seen) / 10_000) == count
+
+
+@pytest.mark.parametrize("n", [1, 2, 4])
+def test_any_n_gives_6n_plus_2_layers(n):
+    model = initialized("resnet", n).eval()
+    assert sum(isinstance(module, nn.Conv2d | nn.Linear) for module in model.modules()) == 6 * n + 2
+    assert model(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
+
+
+def test_shortcut_subsamples_and_appends_zero_channels():
+    x = torch.randn(2, 16, 8, 8, generator=torch.Generator().manual_seed(0))
+    y = ZeroPadShortcut(16, 32, 2)(x)
+    assert torch.equal(y, shortcut_a(x, 32, 2))
+    assert not y[:, 16:].any()
+    assert not list(ZeroPadShortcut(16, 32, 2).parameters())
+
+
+@pytest.mark.parametrize(("net", "shortcut"), KINDS)
+@pytest.mark.parametrize("stride", [1, 2])
+def test_block_adds_before_its_second_relu(net, shortcut, stride):
+    """Figure 2: relu(F(x) + shortcut); a plain block is relu(F(x)); nothing is added after the ReLU."""
+    generator = torch.Generator().manual_seed(0)
+    block = BasicBlock(Architecture(net, 1, shortcut), 4, 4 * stride, stride)
+    initialize(block, generator)
+    randomize(block)
+    x = torch.randn(3, 4, 6, 6, generator=generator, dtype=torch.float64)
+    state = block.state_dict()
+    y = normalized(F.conv2d(x, state["conv1.weight"], stride=stride, padding=1), state, "bn1").clamp(min=0)
+    y = normalized(F.conv2d(y, state["conv2.weight"], padding=1), state, "bn2")
+    if net == "plain":
+        carried = torch.zeros_like(y)
+    elif stride == 1:
+        carried = x
+    elif shortcut == "A":
+        carried = shortcut_a(x, 8, 2)
+    else:
+        carried = normalized(F.conv2d(x, state["downsample.0.weight"], stride=2), state, "downsample.1")
+    with torch.no_grad():
+        torch.testing.assert_close(block(x), (y + carried).clamp(min=0))
+        assert net == "plain" or not torch.allclose(block(x), y.clamp(min=0) + carried)
+
+
+@pytest.mark.parametrize(("net", "shortcut"), KINDS)
+def test_network_equals_the_paper_written_out(net, shortcut):
+    generator = torch.Generator().manual_seed(0)
+    model = randomize(initialized(net, 2, shortcut))
+    model.set_normalization(*torch.rand(2, 3, 1, 1, generator=generator, dtype=torch.float64).add(0.5))
+    x = torch.rand(2, 3, 32, 32, generator=generator, dtype=torch.float64)
+    with torch.no_grad():
+        torch.testing.assert_close(model(x), reference(x, model.state_dict(), net, 2, shortcut))
+
+
+def test_normalization_is_part_of_the_network():
+    """Per pixel and per channel."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand(2, 3, 32, 32, generator=generator)
+    mean = torch.rand(3, 32, 32, generator=generator)
+    plain, own = initialized("resnet", 1).eval(), initialized("resnet", 1).eval()
+    own.set_normalization(mean, torch.ones(3, 1, 1))
+    assert torch.equal(own(x), plain(x - mean))
+    channel_mean, channel_std = torch.rand(2, 3, 1, 1, generator=generator).add(0.1)
+    own.set_normalization(channel_mean, channel_std)
+    assert torch.equal(own(x), plain((x - channel_mean) / channel_std))
+
+
+@pytest.mark.parametrize(("net", "shortcut"), KINDS)
+def test_only_what_has_a_shortcut_has_one(net, shortcut):
+    """Two in a residual network, where the width changes; the others are the identity. None in a plain one."""
+    changed = [name for name, module in on_meta(net, 3, shortcut).named_modules() if name.endswith("downsample")]
+    assert changed == (["layer2.0.downsample", "layer3.0.downsample"] if net == "resnet" else [])
+
+
+@pytest.mark.parametrize(("net", "shortcut"), KINDS)
+def test_no_convolution_has_a_bias(net, shortcut):
+    assert all(m.bias is None for m in on_meta(net, 3, shortcut).modules() if isinstance(m, nn.Conv2d))
+
+
+def test_he_initialization():
+    """Normal, mean 0 and standard deviation sqrt(2 / fan-in), in each layer within five standard errors."""
+    model = initialized("resnet", 5, "B")
+    pooled = []
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            weight = module.weight.detach()
+            z = (weight / (2 / weight[0].numel()) ** 0.5).flatten()
+            assert abs(z.mean()) < 5 / len(z) ** 0.5
+            assert abs(z.std() - 1) < 5 / (2 * len(z)) ** 0.5
+            pooled.append(z)
+        if isinstance(module, nn.BatchNorm2d):
+            assert (module.weight == 1).all()
+            assert (module.bias == 0).all()
+    assert (model.fc.bias == 0).all()
+    assert model.fc.weight[0].numel() == 64
+    # A normal distribution has 4.55% beyond two standard deviations; a uniform one of the same width none.
+    assert (torch.cat(pooled).abs() > 2).double().mean().item() == pytest.approx(0.0455, abs=0.002)
+
+
+def test_initialization_comes_from_its_generator_alone():
+    before = torch.random.get_rng_state()
+    model = CifarResNet(Architecture("resnet", 1))
+    torch.random.set_rng_state(before)
+    initialize(model, torch.Generator().manual_seed(0))
+    assert torch.equal(torch.random.get_rng_state(), before)
+    first, same, other = initialized("resnet", 1), initialized("resnet", 1), initialized("resnet", 1, seed=1)
+    assert all(torch.equal(tensor, same.state_dict()[name]) for name, tensor in first.state_dict().items())
+    assert not torch.equal(first.conv1.weight, other.conv1.weight)
+
+
+def test_keys_are_torchvisions_and_the_normalization():
+    """For a network with torchvision's block, the same names within the three stages that both have."""
+    from torchvision.models import resnet18
+
+    with torch.device("meta"):
+        theirs = {name for name in resnet18().state_dict() if not name.startswith("layer4")}
+    assert set(on_meta("resnet", 2, "B").state_dict()) == theirs | {"mean", "std"}
