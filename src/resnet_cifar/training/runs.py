@@ -1,0 +1,163 @@
+"""One cell's run on this machine: what it shares with others, its clock, its saved state, its files.
+
+``RESNET_CIFAR_SAVE_EVERY`` in the environment says how many seconds lie between two saved states; by default 30.
+"""
+
+import json
+import os
+import shutil
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from resnet_cifar import dataset, machine
+from resnet_cifar.cells import Cell, run_files
+from resnet_cifar.checkpoint import write_whole
+from resnet_cifar.dataset import Dataset, Split
+from resnet_cifar.errors import InputError
+from resnet_cifar.params import Params
+from resnet_cifar.training import provenance, resume
+from resnet_cifar.training.loop import Trainer
+from resnet_cifar.training.protocol import Recipe, recipe
+from resnet_cifar.training.step import TrainState
+
+SETTLE_EVERY = 1.0
+
+
+class Session:
+    """What the cells of one process share: parameters, data on the device, digests, folders.
+
+    Parameters
+    ----------
+    params : Params
+        The parameters of the study.
+    data : Path
+        The preprocessed data set.
+    runs, scratch : Path
+        Where finished runs and interrupted ones are kept.
+    """
+
+    def __init__(self, params: Params, data: Path, runs: Path, scratch: Path) -> None:
+        self.device = machine.configure()
+        self.save_every = _save_every()
+        self.params, self.runs, self.scratch = params, runs, scratch
+        loaded = dataset.load(data)
+        params.check_batch(len(loaded.train))
+        self.data_digest, self.code_digest = provenance.file_digest(data), provenance.code_digest()
+        self.precision = machine.precision_in_force(params.train.precision, self.device)
+        self.dataset = _on_device(loaded, self.device)
+
+    def recipe(self, cell: Cell) -> Recipe:
+        return recipe(self.params, cell, self.precision)
+
+    def identity(self, cell: Cell) -> dict[str, Any]:
+        """What decides a cell's files: digests, the machine's kind, and how often the curve is drawn."""
+        return {
+            "digests": {
+                "code": self.code_digest,
+                "parameters": self.recipe(cell).digest,
+                "data": self.data_digest,
+            },
+            **machine.describe(self.device),
+            "precision": self.precision,
+            "eval_every": self.params.train.eval_every,
+        }
+
+    def is_trained(self, cell: Cell) -> bool:
+        """Whether the cell's files are there, made by this code from these parameters and data on such a machine."""
+        files = run_files(self.runs, cell)
+        try:
+            record = json.loads(files.record.read_text())
+            identity = self.identity(cell)
+            return (
+                {key: record[key] for key in identity} == identity
+                and files.history.exists()
+                and provenance.file_digest(files.weights) == record["weights_sha256"]
+            )
+        except (OSError, ValueError, KeyError):
+            return False
+
+
+class CellRun:
+    """One cell being trained: its trainer, its clock, its saved state."""
+
+    def __init__(self, session: Session, cell: Cell, stream: "torch.cuda.Stream | None") -> None:
+        self.session, self.cell, self.stream = session, cell, stream
+        state = TrainState(session.recipe(cell), session.dataset, session.params.train.eval_every)
+        self.identity = session.identity(cell)
+        self.saved = session.scratch / cell.name / "state.safetensors"
+        self.past = resume.load(self.saved, state, self.identity) or resume.Past()
+        self.trainer = Trainer(state, stream)
+        self.loss = float("nan")
+        self.began = self.settled = self.written = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        return self.past.seconds + time.monotonic() - self.began
+
+    def turn(self) -> None:
+        """Advance; now and then look at the losses and save the state."""
+        self.trainer.advance()
+        now = time.monotonic()
+        if self.trainer.finished or now - self.settled >= SETTLE_EVERY:
+            self.loss = self.trainer.settle()
+            self.settled = now
+        if now - self.written >= self.session.save_every and not self.trainer.finished:
+            self.save()
+
+    def save(self) -> None:
+        """Save the state, if its losses are finite."""
+        self.loss = self.trainer.settle()
+        resume.save(self.saved, self.trainer.state, self.identity, replace(self.past, seconds=self.seconds))
+        self.written = time.monotonic()
+
+    def finish(self) -> dict[str, Any]:
+        """Write the cell's files, the record last; remove the saved state; return the record."""
+        files = run_files(self.session.runs, self.cell)
+        files.folder.mkdir(parents=True, exist_ok=True)
+        files.record.unlink(missing_ok=True)
+        identity = {"net": self.cell.net, "n": self.cell.n, "seed": self.cell.seed}
+        self.trainer.write_weights(files.weights, identity)
+        write_whole(files.history, self.trainer.history().encode())
+        images = self.trainer.state.recipe.iterations * self.trainer.state.recipe.batch_size
+        record = {
+            "cell": self.cell.name,
+            **identity,
+            "iterations": self.trainer.state.recipe.iterations,
+            "seconds": round(self.seconds, 3),
+            "images_per_second": round(images / self.seconds, 1),
+            "resumed_at": self.past.resumed_at,
+            "weights_sha256": provenance.file_digest(files.weights),
+            **self.identity,
+        }
+        write_whole(files.record, (json.dumps(record, indent=2) + "\n").encode())
+        shutil.rmtree(self.saved.parent, ignore_errors=True)
+        return record
+
+
+def _save_every() -> float:
+    given = os.environ.get("RESNET_CIFAR_SAVE_EVERY", "30")
+    try:
+        seconds = float(given)
+    except ValueError:
+        seconds = -1.0
+    if not seconds >= 0:
+        raise InputError(f"RESNET_CIFAR_SAVE_EVERY is {given!r}; it should be a number of seconds from 0.")
+    return seconds
+
+
+def _on_device(data: Dataset, device: torch.device) -> Dataset:
+    def moved(split: Split) -> Split:
+        return Split(split.images.to(device), split.labels.to(device))
+
+    return Dataset(
+        train=moved(data.train),
+        validation=moved(data.validation) if data.validation else None,
+        test=moved(data.test),
+        pixel_mean=data.pixel_mean,
+        channel_mean=data.channel_mean,
+        channel_std=data.channel_std,
+    )
