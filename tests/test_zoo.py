@@ -1,0 +1,155 @@
+"""The networks as timm's users meet them."""
+
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from PIL import Image
+from timm.data import create_transform, resolve_data_config
+
+import resnet_cifar.zoo  # noqa: F401  registers the networks
+from resnet_cifar.checkpoint import load_model, save_weights
+from resnet_cifar.errors import InputError
+from resnet_cifar.models import Architecture, CifarResNet, initialize
+
+NETWORKS = [(net, n) for net in ("plain", "resnet") for n in (3, 5, 7, 9, 18)]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> Path:
+    """A ResNet-20 whose normalisation and batch-norm statistics are not what a new network has."""
+    generator = torch.Generator().manual_seed(0)
+    model = CifarResNet(Architecture("resnet", 3))
+    initialize(model, generator)
+    model.set_normalization(torch.rand(3, 32, 32, generator=generator), torch.ones(3, 1, 1))
+    model(torch.rand(8, 3, 32, 32, generator=generator))
+    path = tmp_path_factory.mktemp("zoo") / "weights.safetensors"
+    save_weights(path, model.state_dict(), {"net": "resnet", "n": 3, "seed": 0, "shortcut": "A"})
+    return path
+
+
+@pytest.fixture(scope="module")
+def images() -> torch.Tensor:
+    return torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture
+def trained(checkpoint) -> CifarResNet:
+    return load_model(checkpoint)[0]
+
+
+def pretrained(checkpoint: Path, name: str = "resnet20_cifar10", **kwargs: object) -> torch.nn.Module:
+    """timm's way to new heads on trained weights."""
+    overlay = {"file": str(checkpoint)}
+    return timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **kwargs).eval()
+
+
+def test_all_networks_are_registered_without_weights():
+    assert timm.list_models("*_cifar10") == [f"{net}{6 * n + 2}_cifar10" for net, n in NETWORKS]
+    assert timm.list_models("*_cifar10", pretrained=True) == []
+
+
+@pytest.mark.parametrize(("net", "n"), NETWORKS)
+def test_a_name_is_the_network_it_says(net, n):
+    with torch.device("meta"):
+        model = timm.create_model(f"{net}{6 * n + 2}_cifar10")
+        expected = CifarResNet(Architecture(net, n))
+    assert model.architecture == expected.architecture
+    shapes, wanted = ({name: each.shape for name, each in m.state_dict().items()} for m in (model, expected))
+    assert shapes == wanted
+
+
+def test_checkpoint_gives_the_same_logits(checkpoint, trained, images):
+    model = timm.create_model("resnet20_cifar10", checkpoint_path=str(checkpoint)).eval()
+    with torch.inference_mode():
+        assert torch.equal(model(images), trained(images))
+
+
+def test_checkpoints_of_other_networks_are_refused(checkpoint):
+    for name, kwargs in (("resnet32_cifar10", {}), ("resnet20_cifar10", {"num_classes": 100})):
+        with pytest.raises(RuntimeError, match=r"Missing key|size mismatch"):
+            timm.create_model(name, checkpoint_path=str(checkpoint), **kwargs)
+    with pytest.raises(InputError, match="another network"):
+        pretrained(checkpoint, "resnet32_cifar10", num_classes=100)
+    with pytest.raises(InputError, match="another network"):
+        pretrained(checkpoint, num_classes=100, shortcut="B")
+
+
+def test_new_head_keeps_the_trained_features(checkpoint, trained, images):
+    with torch.inference_mode():
+        features = trained.forward_features(trained.normalize(images)).mean((2, 3))
+        model = pretrained(checkpoint, num_classes=100)
+        assert model.num_classes == 100
+        assert model(images).shape == (4, 100)
+        torch.testing.assert_close(model.forward_head(model.forward_features(images), pre_logits=True), features)
+        torch.testing.assert_close(pretrained(checkpoint, num_classes=0)(images), features)
+
+
+def test_classifier_can_be_replaced(images):
+    model = timm.create_model("resnet20_cifar10").eval()
+    assert model.get_classifier() is model.fc
+    assert (model.num_features, model.head_hidden_size) == (64, 64)
+    model.reset_classifier(7)
+    assert model.get_classifier().weight.shape == (7, 64)
+    model.reset_classifier(0)
+    assert model(images).shape == (4, 64)
+    model.reset_classifier(0, "")
+    assert model(images).shape == (4, 64, 8, 8)
+
+
+def test_features_are_the_stages_of_the_trained_network(checkpoint, trained, images):
+    stages = []
+    for stage in (trained.layer1, trained.layer2, trained.layer3):
+        stage.register_forward_hook(lambda *call: stages.append(call[-1]))
+    extractor = pretrained(checkpoint, features_only=True)
+    with torch.inference_mode():
+        trained(images)
+        maps = extractor(images)
+        assert [tuple(each.shape) for each in maps] == [(4, 16, 32, 32), (4, 32, 16, 16), (4, 64, 8, 8)]
+        assert all(torch.equal(x, y) for x, y in zip(maps, stages, strict=True))
+        last = pretrained(checkpoint, features_only=True, out_indices=(-1,))
+        assert torch.equal(last(images)[0], stages[2])
+    assert extractor.feature_info.channels() == [16, 32, 64]
+    assert extractor.feature_info.reduction() == [1, 2, 4]
+    assert extractor.feature_info.module_name() == ["layer1", "layer2", "layer3"]
+
+
+def test_intermediates_can_stop_early(images):
+    model = timm.create_model("plain20_cifar10").eval()
+    with torch.inference_mode():
+        x, maps = model.forward_intermediates(images, indices=[0, 1], stop_early=True)
+        assert torch.equal(x, maps[1])
+        x, _ = model.forward_intermediates(images, indices=[0])
+        assert torch.equal(x, model.forward_features(images))
+    with pytest.raises(InputError, match="NCHW"):
+        model.forward_intermediates(images, output_fmt="NLC")
+
+
+def test_timms_transform_gives_the_image_in_0_1():
+    """The checkpoint normalises; timm must neither do so too nor crop."""
+    model = timm.create_model("resnet20_cifar10")
+    pixels = torch.randint(0, 256, (32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    transform = create_transform(**resolve_data_config(model=model))
+    assert torch.equal(transform(Image.fromarray(pixels.numpy())), pixels.permute(2, 0, 1) / 255)
+    assert model.default_cfg is model.pretrained_cfg
+    shown = {key: model.pretrained_cfg[key] for key in ("num_classes", "input_size", "first_conv", "classifier")}
+    assert shown == {"num_classes": 10, "input_size": (3, 32, 32), "first_conv": "conv1", "classifier": "fc"}
+    assert model.pretrained_cfg["pool_size"] == (8, 8)
+
+
+def test_options():
+    with torch.device("meta"):
+        model = timm.create_model("resnet20_cifar10", shortcut="B")
+    assert sum(parameter.numel() for parameter in model.parameters()) == 272_474
+    with pytest.raises(InputError, match="RGB"):
+        timm.create_model("resnet20_cifar10", in_chans=1)
+    with pytest.raises(InputError, match="'A' or 'B'"):
+        timm.create_model("resnet20_cifar10", shortcut="C")
+
+
+def test_dropout_is_off_in_inference():
+    model = timm.create_model("resnet20_cifar10", drop_rate=0.5, num_classes=0)
+    x = torch.rand(4, 64, 8, 8, generator=torch.Generator().manual_seed(0))
+    assert (model.forward_head(x) == 0).any()
+    assert torch.equal(model.eval().forward_head(x), x.mean((2, 3)))
