@@ -102,6 +102,8 @@ def train_cells(session: Session, cells: list[Cell], say: Callable[[str], None] 
                     active.remove(run)
                     finished += 1
                     say(f"{run.cell}: {iterations:,} iterations in {clock(record['seconds'])}")
+            if not active:
+                continue
             done = iterations * (finished + len(failed)) + sum(run.trainer.done for run in active)
             progress.update(done, _detail(active, session.params.train.batch_size, done, progress.seconds))
             if idle:
