@@ -1,0 +1,204 @@
+"""The report's figures in one style: 800 px wide on a page, colour-blind safe, the same bytes for the same input."""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import matplotlib.style
+import numpy as np
+import pandas as pd
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.container import Container
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, MaxNLocator
+
+from resnet_cifar.cells import NETS
+from resnet_cifar.cifar10 import CLASSES
+from resnet_cifar.params import Params
+from resnet_cifar.report.outcome import Outcome
+from resnet_cifar.report.statistics import summarize
+
+# Okabe and Ito, Color Universal Design, 2008.
+BLUE, VERMILLION, GREEN, BLACK = "#0072B2", "#D55E00", "#009E73", "#000000"
+NET_COLORS = {"resnet": BLUE, "plain": VERMILLION}
+WIDTH = 8.0  # inches
+STYLE = {
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlesize": 12,
+    "figure.constrained_layout.h_pad": 0.1,
+    "figure.constrained_layout.use": True,
+    "figure.constrained_layout.w_pad": 0.1,
+    "font.size": 11,
+    "grid.color": "#E5E5E5",
+    "legend.frameon": False,
+    "savefig.dpi": 150,
+}
+
+
+def error_vs_depth(outcome: Outcome, path: Path) -> None:
+    """Draw the test error against the depth: every seed, the mean with its 95% interval, and what others report.
+
+    Parameters
+    ----------
+    outcome : Outcome
+        The results; the rows of ``published`` are marked.
+    path : Path
+        The PNG to write.
+    """
+    depths = sorted(outcome.cells["depth"].unique())
+    place = {depth: position for position, depth in enumerate(depths)}
+    with _figure(path, 4.8) as figure:
+        axes = figure.subplots()
+        marks: list[Artist | Container] = []
+        for net, cells in outcome.cells.groupby("net", sort=False):
+            marks += _mark_runs(
+                axes, cells.assign(place=cells["depth"].map(place)), NETS[str(net)], NET_COLORS[str(net)]
+            )
+        places = outcome.cells.groupby("network")["depth"].first().map(place)
+        for source, rows in outcome.published.groupby("source", sort=False):
+            marks.append(_mark_published(axes, rows["network"].map(places), rows, str(source)))
+        axes.set(xlabel="Depth (layers)", ylabel="Test error (%)", xlim=(-0.5, len(depths) - 0.5))
+        axes.set_ylim(bottom=max(0, axes.get_ylim()[0]))
+        axes.set_xticks(range(len(depths)), [str(depth) for depth in depths])
+        axes.grid(visible=False, axis="x")
+        figure.legend(handles=marks, loc="outside lower center", ncols=math.ceil(len(marks) / 2))
+
+
+def _mark_runs(axes: Axes, cells: pd.DataFrame, label: str, color: str) -> list[Artist | Container]:
+    """Every run as a dot; beside it the mean with its interval."""
+    (runs,) = axes.plot(
+        cells["place"] - 0.1,
+        cells["test_error"],
+        "o",
+        color=color,
+        alpha=0.45,
+        markeredgewidth=0,
+        label=f"{label}, a run",
+    )
+    summaries = cells.groupby("place")["test_error"].agg(summarize)
+    means = [summary.mean for summary in summaries]
+    reach = [summary.interval[1] - summary.mean if summary.interval else 0 for summary in summaries]
+    axes.plot(summaries.index, means, color=color, linewidth=1, alpha=0.6)
+    mean = axes.errorbar(
+        summaries.index, means, reach, fmt="s", color=color, capsize=4, label=f"{label}, mean and 95% interval"
+    )
+    return [runs, mean]
+
+
+def _mark_published(axes: Axes, places: pd.Series, rows: pd.DataFrame, source: str) -> Container:
+    """What one source reports, beside ours; with its standard deviation where it is a mean."""
+    label, marker, color, aside = {
+        "paper": ("Paper", "X", BLACK, 0.1),
+        "article": ("Article, mean ± standard deviation", "D", GREEN, 0.2),
+    }[source]
+    reach = rows["std"].fillna(0)
+    return axes.errorbar(
+        places + aside,
+        rows["error"],
+        reach,
+        fmt=marker,
+        color=color,
+        markersize=7,
+        elinewidth=1,
+        capsize=2,
+        label=label,
+    )
+
+
+def training(study: Params, outcome: Outcome, path: Path) -> None:
+    """Draw training and test error against the iteration, a panel a network, as the paper's Figure 6 does.
+
+    A line is the mean over the seeds, the band reaches from the lowest to the highest. The axis ends a little above
+    the final errors, so the first iterations lie outside.
+
+    Parameters
+    ----------
+    study : Params
+        Gives the iterations after which the learning rate drops.
+    outcome : Outcome
+        The results.
+    path : Path
+        The PNG to write.
+    """
+    networks = outcome.networks
+    columns = min(2, len(networks))
+    rows = math.ceil(len(networks) / columns)
+    final = outcome.curves.loc[outcome.curves["iteration"] == study.train.iterations, "test_error"].max()
+    with _figure(path, 0.6 + rows * (2.6 if columns == 2 else 4)) as figure:
+        panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flatten()
+        for axes, network in zip(panels, networks, strict=False):
+            curves = outcome.curves[outcome.curves["network"] == network].groupby("iteration")
+            for key, label, color in (("test_error", "Test", BLUE), ("train_error", "Training", VERMILLION)):
+                errors = curves[key].agg(["mean", "min", "max"])
+                axes.plot(errors.index, errors["mean"], color=color, linewidth=1.5, label=label)
+                axes.fill_between(errors.index, errors["min"], errors["max"], color=color, alpha=0.25, linewidth=0)
+            for milestone in study.train.milestones:
+                axes.axvline(milestone, color=BLACK, linewidth=0.8, linestyle=":")
+            axes.set(title=network, xlim=(0, study.train.iterations), ylim=(0, min(100, 2.5 * final)))
+            axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+            axes.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 1.6, 2, 2.5, 4, 5, 8, 10]))
+        for axes in panels[len(networks) :]:
+            axes.set_axis_off()
+        # The panel above a missing one is the last of its column and says its own iterations.
+        for axes in panels[len(networks) - columns : len(networks)]:
+            axes.tick_params(labelbottom=True)
+        figure.supxlabel("Iteration (dotted: the learning rate drops)", fontsize=11)
+        figure.supylabel("Error (%)", fontsize=11)
+        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
+
+
+def confusion(outcome: Outcome, path: Path) -> None:
+    """Draw the confusion matrix of the deepest network, mean over its runs, in percent of the true class's images.
+
+    Parameters
+    ----------
+    outcome : Outcome
+        The results. Of two networks of the same depth the first is drawn.
+    path : Path
+        The PNG to write.
+    """
+    network = outcome.cells.loc[outcome.cells["depth"].idxmax(), "network"]
+    counts = outcome.confusion[outcome.cells["network"] == network].mean(axis=0)
+    percent = 100 * counts / np.maximum(1, counts.sum(axis=1, keepdims=True))
+    # The diagonal would leave one colour for all confusions.
+    mistakes = np.where(np.eye(len(CLASSES), dtype=bool), np.nan, percent)
+    with _figure(path, 6.6) as figure:
+        axes = figure.subplots()
+        image = axes.imshow(mistakes, cmap="Blues", vmin=0)
+        strongest = max(1e-9, np.nanmax(mistakes))
+        for (row, column), value in np.ndenumerate(percent):
+            dark = row != column and value > 0.7 * strongest
+            axes.text(
+                column,
+                row,
+                f"{value:.1f}",
+                ha="center",
+                va="center",
+                fontsize=10,
+                color="white" if dark else BLACK,
+                fontweight="bold" if row == column else "normal",
+            )
+        axes.set_xticks(range(len(CLASSES)), CLASSES, rotation=40, ha="right", rotation_mode="anchor")
+        axes.set_yticks(range(len(CLASSES)), CLASSES)
+        axes.set(
+            xlabel="Predicted class",
+            ylabel="True class",
+            title=f"{network}: where the test images of each class go (%)",
+        )
+        axes.grid(visible=False)
+        axes.spines[:].set_visible(False)
+        figure.colorbar(image, label="Mistaken for another class (%)", shrink=0.8)
+
+
+@contextmanager
+def _figure(path: Path, height: float) -> Iterator[Figure]:
+    """A figure in the style, saved at the end without the metadata that would change with the library."""
+    with matplotlib.style.context(["default", STYLE]):
+        figure = Figure(figsize=(WIDTH, height))
+        yield figure
+        figure.savefig(path, format="png", metadata={"Software": None})
