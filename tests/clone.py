@@ -1,0 +1,70 @@
+"""A copy of the working tree as a repository of its own, with a tiny data set in the real format."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import yaml
+from conftest import ROOT, compose_to
+from tiny import write_tiny_cifar10
+
+
+class Clone:
+    """The working tree copied to an empty folder; its download is done."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        listed = subprocess.check_output(
+            ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=ROOT, text=True
+        )
+        for name in filter(None, listed.split("\0")):
+            if (ROOT / name).is_file() and not name.startswith(("reports/", "store/", "dvc.lock")):
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(ROOT / name, folder / name)
+        preset = folder / "conf/preset/quick.yaml"
+        values = yaml.safe_load(preset.read_text())
+        values["train"] |= {"seeds": [0], "iterations": 4, "batch_size": 16, "milestones": [2, 3], "eval_every": 2}
+        values["train"]["warmup"]["iterations"] = 1
+        preset.write_text("# @package _global_\n" + yaml.safe_dump(values))
+        self.compose("model.n=1")
+        self.run("git", "init", "--quiet")
+        self.run("git", "config", "user.email", "test@localhost")
+        self.run("git", "config", "user.name", "test")
+        write_tiny_cifar10(folder / "data/raw")
+        self.dvc("commit", "--force", "download")
+        self.dvc("freeze", "download")
+        self.save()
+
+    def compose(self, *overrides: str) -> None:
+        compose_to(self.folder / "params.yaml", self.folder / "conf", *overrides)
+
+    def save(self) -> None:
+        self.run("git", "add", "--all")
+        self.run("git", "commit", "--quiet", "--message", "state")
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return os.environ | {
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            "PYTHONPATH": str(self.folder / "src"),
+            "DVC_NO_ANALYTICS": "1",
+        }
+
+    def run(self, *command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(command, cwd=self.folder, env=self.environment, capture_output=True, text=True)
+        assert not check or done.returncode == 0, f"{' '.join(command)}\n{done.stdout}\n{done.stderr}"
+        return done
+
+    def dvc(self, *arguments: str) -> str:
+        return self.run("dvc", *arguments).stdout
+
+    def would_run(self) -> list[str]:
+        return ran(self.dvc("repro", "--dry"))
+
+
+def ran(output: str) -> list[str]:
+    """The stages that DVC says it runs."""
+    return re.findall(r"Running stage '([^']+)'", output)
