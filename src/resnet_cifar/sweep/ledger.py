@@ -1,0 +1,122 @@
+"""The cells as DVC knows them: which are stale, which it had before, and how one is recorded."""
+
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from dvc.repo import Repo, lock_repo
+from dvc.stage import Stage
+from dvc.stage.cache import RunCacheNotSupported
+from dvc.stage.loader import StageLoader
+
+from resnet_cifar.cells import Cell
+from resnet_cifar.errors import InputError
+
+
+@dataclass
+class Plan:
+    """What is to be done with the cells that are not up to date.
+
+    ``finished`` only have to be recorded; ``restored`` are in the cache or the remote, for what they depend on now;
+    ``stale`` have to be trained.
+    """
+
+    finished: list[Cell] = field(default_factory=list)
+    restored: list[Cell] = field(default_factory=list)
+    stale: list[Cell] = field(default_factory=list)
+
+
+def make_data() -> None:
+    """Bring the data set up to date, with DVC's own output."""
+    folder = Path(sys.executable).parent
+    environment = os.environ | {"PATH": f"{folder}{os.pathsep}{os.environ.get('PATH', '')}"}
+    done = subprocess.run([sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "preprocess"], env=environment)
+    if done.returncode:
+        raise InputError("the data set could not be brought up to date; the lines above say why.")
+
+
+class Ledger:
+    """DVC's record of the train stage in the working directory's repository."""
+
+    def __init__(self) -> None:
+        logging.getLogger("dvc").setLevel(logging.WARNING)  # else it says for each cell that it updates the lock file
+        self.repo = Repo(_wait_for_lock=True)
+        self.remote = bool(self.repo.config["core"].get("remote"))
+
+    def plan(self, has_run: Callable[[Cell], bool]) -> Plan:
+        """What would have to be done; nothing is changed.
+
+        Parameters
+        ----------
+        has_run : callable
+            Whether a cell's finished run lies in the working tree, recorded or not.
+        """
+        plan = Plan()
+        with lock_repo(self.repo):
+            (preprocess,) = self.repo.stage.collect("preprocess")
+            known = not preprocess.changed(allow_missing=True)
+            for cell, stage in self._stages():
+                if not stage.changed():
+                    continue
+                if known and has_run(cell):
+                    plan.finished.append(cell)
+                elif known and _recall(stage) and (stage.outs_cached() or self._remote_has(stage)):
+                    plan.restored.append(cell)
+                else:
+                    plan.stale.append(cell)
+        return plan
+
+    def restore(self, cells: list[Cell]) -> list[Cell]:
+        """Bring back cells of a plan, from the remote if need be, and return those that could be."""
+        restored = []
+        with lock_repo(self.repo):
+            for cell, stage in self._stages():
+                if cell not in cells or not _recall(stage):
+                    continue
+                if not stage.outs_cached():
+                    for objects in stage.get_used_objs().values():
+                        self.repo.cloud.pull(objects)
+                if stage.outs_cached():
+                    stage.remove_outs(force=True)
+                    stage.checkout()
+                    stage.dump(update_pipeline=False)
+                    restored.append(cell)
+        return restored
+
+    def pull_run_cache(self) -> None:
+        """Fetch what the remote knows of runs whose results the lock file does not name."""
+        if self.remote:
+            try:
+                self.repo.stage_cache.pull(None)
+            except RunCacheNotSupported:
+                return  # an HTTP remote: it has no more than the lock file names
+
+    def record(self, cell: Cell) -> None:
+        """Record the cell's files as what its stage gives today: ``dvc commit --force``."""
+        self.repo.commit(f"train@{cell}", force=True)
+
+    def _stages(self) -> list[tuple[Cell, Stage]]:
+        return [(Cell.parse(stage.name.partition("@")[2]), stage) for stage in self.repo.stage.collect("train")]
+
+    def _remote_has(self, stage: Stage) -> bool:
+        # DVC uploads a folder's list of files after the files, so that the list stands for all of them.
+        return self.remote and all(
+            self.repo.cloud.get_remote_odb(command="sweep").exists(out.hash_info.value) for out in stage.outs
+        )
+
+
+def _recall(stage: Stage) -> bool:
+    """Fill in what the stage gave for the dependencies of today: by the lock file, else by the run-cache.
+
+    Data that are not there count as the lock file says, since the stages that make them give the same bytes.
+    """
+    if stage.changed_stage() or stage.changed_deps(allow_missing=True):
+        stage.save_deps(allow_missing=True)
+        entry = stage.repo.stage_cache._load(stage) if all(dep.hash_info for dep in stage.deps) else None
+        StageLoader.fill_from_lock(stage, entry)
+        return entry is not None
+    return all(out.hash_info for out in stage.outs)
