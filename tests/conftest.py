@@ -3,6 +3,9 @@
 import os
 from pathlib import Path
 
+os.environ["OMP_NUM_THREADS"] = os.environ["RESNET_CIFAR_THREADS"] = "1"  # the tests themselves run side by side
+os.environ["RESNET_CIFAR_DEVICE"] = "cpu"
+
 import pytest
 import torch
 import yaml
@@ -18,7 +21,6 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @pytest.fixture(scope="session", autouse=True)
 def _deterministic() -> None:
-    os.environ["RESNET_CIFAR_DEVICE"] = "cpu"
     machine.configure()
 
 
