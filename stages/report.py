@@ -22,9 +22,10 @@ def main() -> None:
     )
     parser.add_argument("--runs", type=Path, default="runs", help="folder of the finished runs")
     parser.add_argument("--results", type=Path, default="results", help="folder of their evaluations")
+    parser.add_argument("--throughput", type=Path, default="benchmarks/throughput.csv", help="the measured speeds")
     parser.add_argument("--out", type=Path, default="reports", help="folder of the report")
     args = parser.parse_args()
-    write(params.load(), args.runs, args.results, args.out)
+    write(params.load(), args.runs, args.results, args.throughput, args.out)
 
 
 exit_with(main)

@@ -16,12 +16,13 @@ from PIL import Image
 from resnet_cifar.cells import Cell, run_files
 from resnet_cifar.errors import InputError
 from resnet_cifar.params import Params
-from resnet_cifar.report import figures
+from resnet_cifar.report import figures, speed
 from resnet_cifar.report.outcome import load
 from resnet_cifar.report.statistics import summarize
 from resnet_cifar.report.writer import write
 
 ROOT = Path(__file__).resolve().parents[1]
+THROUGHPUT = ROOT / "benchmarks/throughput.csv"
 PARAMETERS = {3: 269_722, 5: 464_154, 7: 658_586, 9: 853_018, 18: 1_727_962}
 
 
@@ -107,7 +108,7 @@ def rendered(tmp_path, study_of):
     def made(*overrides: str) -> Path:
         study = study_of(*overrides)
         make_results(tmp_path, study)
-        write(study, tmp_path / "runs", tmp_path / "results", tmp_path / "reports")
+        write(study, tmp_path / "runs", tmp_path / "results", THROUGHPUT, tmp_path / "reports")
         return tmp_path / "reports"
 
     return made
@@ -169,7 +170,7 @@ def test_the_table_of_the_paper_preset(tmp_path, study_of):
     make_results(tmp_path, study)
     for seed, error in enumerate((8.3, 8.1, 8.5, 8.2, 8.4)):
         _set_error(tmp_path, f"resnet-3-{seed}", error)
-    write(study, tmp_path / "runs", tmp_path / "results", tmp_path / "reports")
+    write(study, tmp_path / "runs", tmp_path / "results", THROUGHPUT, tmp_path / "reports")
     text = (tmp_path / "reports/metrics.md").read_text()
     first, second = _table(text)
     assert first == {
@@ -197,7 +198,7 @@ def test_a_paper_run_outside_the_prediction_interval_is_said_to_be(tmp_path, stu
     make_results(tmp_path, study)
     for seed in range(5):
         _set_error(tmp_path, f"resnet-3-{seed}", 8.0 + seed / 100)
-    write(study, tmp_path / "runs", tmp_path / "results", tmp_path / "reports")
+    write(study, tmp_path / "runs", tmp_path / "results", THROUGHPUT, tmp_path / "reports")
     (row,) = _table((tmp_path / "reports/metrics.md").read_text())
     assert row["The paper's run is"].startswith("outside ")
 
@@ -262,6 +263,20 @@ def test_published_values_are_those_of_the_papers_table_6(study_of, tmp_path):
     assert paper.tolist() == [8.75, 7.51, 7.17, 6.97, 6.61, 7.93]
 
 
+def test_the_newest_measurement_of_each_device_is_shown(tmp_path):
+    path = tmp_path / "throughput.csv"
+    header = ",".join(speed.COLUMNS)
+    old, new, other = (
+        f"2026-01-0{day},{gpu},ResNet-20,loop,fp32,1,{rate},1,1"
+        for day, gpu, rate in ((1, "A", 100), (2, "A", 200), (1, "B", 300))
+    )
+    path.write_text("\n".join([header, old, other, new]))
+    assert speed.load(path).set_index("device")["images_per_second"].to_dict() == {"A": 200, "B": 300}
+    path.write_text("nothing")
+    with pytest.raises(InputError, match=r"not the table of benchmarks/throughput\.py"):
+        speed.load(path)
+
+
 # ---- Figures ---------------------------------------------------------------------------------------------------
 
 
@@ -279,7 +294,7 @@ def test_figures_are_wide_enough_and_the_same_bytes_again(rendered, study_of, tm
     for path in (folder / "figures").iterdir():
         assert Image.open(path).width >= 800
     (folder / "figures/stale.png").write_bytes(b"")
-    write(study_of(*overrides), tmp_path / "runs", tmp_path / "results", folder)
+    write(study_of(*overrides), tmp_path / "runs", tmp_path / "results", THROUGHPUT, folder)
     assert _everything(folder) == before
 
 
@@ -319,7 +334,7 @@ def test_a_cell_that_is_missing_or_does_not_match_is_named_and_the_last_report_s
 ):
     study = study_of()
     make_results(tmp_path, study)
-    arguments = study, tmp_path / "runs", tmp_path / "results", tmp_path / "reports"
+    arguments = study, tmp_path / "runs", tmp_path / "results", THROUGHPUT, tmp_path / "reports"
     write(*arguments)
     before = _everything(tmp_path / "reports")
     change(tmp_path)
@@ -332,7 +347,7 @@ def test_a_cell_that_is_missing_or_does_not_match_is_named_and_the_last_report_s
 @pytest.mark.usefixtures("no_figures")
 def test_a_cell_that_the_parameters_do_not_name_is_left_out(tmp_path, study_of):
     make_results(tmp_path, study_of())
-    write(study_of("model.n=9"), tmp_path / "runs", tmp_path / "results", tmp_path / "reports")
+    write(study_of("model.n=9"), tmp_path / "runs", tmp_path / "results", THROUGHPUT, tmp_path / "reports")
     assert [row["Network"] for row in _table((tmp_path / "reports/metrics.md").read_text())] == ["ResNet-56"]
 
 

@@ -20,8 +20,8 @@ FIGURES = {
 }
 
 
-def metrics_md(study: Params, outcome: Outcome) -> str:
-    """The report, reports/metrics.md: the error table, protocol and hardware, figures, errors by class, time."""
+def metrics_md(study: Params, outcome: Outcome, speed: pd.DataFrame) -> str:
+    """The report, reports/metrics.md: the error table, protocol and hardware, figures, errors by class, time, speed."""
     parts = [
         _title(study),
         _error_table(study, outcome),
@@ -34,6 +34,10 @@ def metrics_md(study: Params, outcome: Outcome) -> str:
         "## Loss, calibration and time\n\nMeans over the runs. The calibration error is the expected gap between "
         "confidence and accuracy. Runs that share a device overlap: each one's seconds are from its start to its end.",
         _cost_table(outcome),
+        "## Speed\n\nThe training step beside the usual loop (a DataLoader, torchvision's transforms, an eager "
+        "network), as `python benchmarks/throughput.py` measured them; of each device the newest figures. Several "
+        "networks at once: all their images, and the seconds that one network's 64,000 iterations come to.",
+        _speed_table(speed),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -189,10 +193,29 @@ def _cost_table(outcome: Outcome) -> str:
     )
 
 
-def _markdown(rows: Sequence[dict[str, str]]) -> str:
-    """Rows, each from heading to cell, as a Markdown table; all but the first column to the right."""
-    alignment = ["left", *["right"] * (len(rows[0]) - 1)]
+def _markdown(rows: Sequence[dict[str, str]], words: int = 1) -> str:
+    """Rows, each from heading to cell, as a Markdown table; its first columns hold words, the others numbers."""
+    alignment = ["left"] * words + ["right"] * (len(rows[0]) - words)
     return tabulate(rows, headers="keys", tablefmt="pipe", colalign=alignment, disable_numparse=True)
+
+
+def _speed_table(speed: pd.DataFrame) -> str:
+    return _markdown(
+        [
+            {
+                "Device": row["device"],
+                "Network": row["network"],
+                "Way": row["way"],
+                "Precision": row["precision"],
+                "At once": str(row["networks_at_once"]),
+                "Images a second": f"{row['images_per_second']:,.0f}",
+                "Seconds for 64,000 iterations": f"{row['seconds_per_64k_iterations']:,.0f}",
+                "× the usual loop": f"{row['times_the_usual_loop']:.2f}",
+            }
+            for row in speed.to_dict("records")
+        ],
+        words=4,
+    )
 
 
 def _number(value: float) -> str:

@@ -1,0 +1,306 @@
+"""Compare the training step with the usual PyTorch loop, side by side on this machine.
+
+The usual loop is a DataLoader with workers, torchvision's transforms and an eager network; here it computes in fp32,
+and once more under autocast. The rows take turns, so that a machine whose speed drifts drifts for all of them; a row's
+speed is the median of its turns. Bytes and FLOPs are those of an ideally fused step, given as the share of what this
+device was measured to copy and to multiply in the same precision.
+"""
+
+import argparse
+import csv
+import dataclasses
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from datetime import UTC, datetime
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
+
+import torch
+import torch.nn.functional as F
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms import v2
+
+from resnet_cifar import machine, params
+from resnet_cifar.cells import Cell
+from resnet_cifar.dataset import Split
+from resnet_cifar.errors import exit_with
+from resnet_cifar.models import WIDTHS, CifarResNet, initialize
+from resnet_cifar.training.engine import EagerEngine, GraphEngine
+from resnet_cifar.training.protocol import Recipe
+from resnet_cifar.training.runs import Session
+from resnet_cifar.training.step import TrainState
+
+ITERATIONS = 64_000
+PACKS = (1, 2, 5, 10, 20)
+TURNS = 3
+WARM_UP = 3
+USUAL = "usual loop, fp32"
+COLUMNS = (
+    "date", "device", "threads", "torch", "network", "way", "precision", "networks_at_once", "images_per_second",
+    "seconds_per_64k_iterations", "times_the_usual_loop", "percent_of_copy_bandwidth", "percent_of_matrix_rate",
+)  # fmt: skip
+
+
+@dataclasses.dataclass
+class Way:
+    """One way to train: ``run(count)`` does so many iterations of each of ``networks`` and waits for them."""
+
+    name: str
+    precision: str
+    networks: int
+    run: Callable[[int], None]
+    seconds: list[float] = dataclasses.field(default_factory=list)
+
+    @property
+    def seconds_per_iteration(self) -> float:
+        """Of one network: the time of an iteration of all, divided by their number."""
+        return statistics.median(self.seconds) / self.networks
+
+
+# ---- The usual loop --------------------------------------------------------------------------------------------
+
+
+class Images(Dataset):
+    """Augmented images and labels one by one, as torchvision's users load them."""
+
+    def __init__(self, split: Split, mean: list[float], std: list[float]) -> None:
+        self.images = split.images.cpu().permute(0, 2, 3, 1).numpy()
+        self.labels = split.labels.tolist()
+        steps = [v2.ToPILImage(), v2.RandomCrop(32, padding=4), v2.RandomHorizontalFlip()]
+        steps += [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean, std)]
+        self.transform = v2.Compose(steps)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        return self.transform(self.images[index]), self.labels[index]
+
+
+class UsualLoop:
+    """Epoch after epoch of a DataLoader; forward, loss, backward, ``torch.optim.SGD``; the loss read every step."""
+
+    def __init__(self, recipe: Recipe, session: Session, autocast: bool) -> None:
+        data, self.device = session.dataset, session.device
+        mean, std = (tensor.flatten().tolist() for tensor in data.normalization("channel"))
+        on_gpu = self.device.type == "cuda"
+        self.loader = DataLoader(
+            Images(data.train, mean, std),
+            recipe.batch_size,
+            shuffle=True,
+            drop_last=True,
+            num_workers=min(8, len(os.sched_getaffinity(0))),
+            pin_memory=on_gpu,
+            persistent_workers=True,
+        )
+        self.batches = self._endless()
+        self.model = CifarResNet(recipe.architecture)
+        initialize(self.model, torch.Generator().manual_seed(recipe.seed))
+        self.model.to(self.device).train()
+        self.optimizer = torch.optim.SGD(
+            self.model.parameters(), recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay
+        )
+        half = machine.DTYPES[session.precision]
+        self.autocast = torch.autocast(self.device.type, half) if autocast else nullcontext()
+
+    def _endless(self) -> Iterator[list[torch.Tensor]]:
+        while True:
+            yield from self.loader
+
+    def __call__(self, count: int) -> None:
+        with _defaults():
+            for _ in range(count):
+                images, labels = (tensor.to(self.device, non_blocking=True) for tensor in next(self.batches))
+                with self.autocast:
+                    loss = F.cross_entropy(self.model(images), labels)
+                self.optimizer.zero_grad()
+                loss.backward()
+                self.optimizer.step()
+                loss.item()
+
+
+@contextmanager
+def _defaults() -> Iterator[None]:
+    """What people run with: any algorithm, the fastest by trial, and TF32."""
+    torch.use_deterministic_algorithms(False)
+    torch.backends.cudnn.benchmark = torch.backends.cudnn.allow_tf32 = True
+    try:
+        yield
+    finally:
+        machine.configure()
+
+
+# ---- The step --------------------------------------------------------------------------------------------------
+
+
+def together(engines: list[EagerEngine | GraphEngine]) -> Callable[[int], None]:
+    """Advance all engines by so many iterations, in turns, and wait for them."""
+
+    def run(count: int) -> None:
+        for engine in engines:
+            engine.state.iteration.zero_()  # batches are drawn for one run; which ones they are costs the same
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()  # the engines' streams do not wait for this one
+        done = 0
+        while done < count:
+            chunk = min(engines[0].chunk, count - done)
+            for engine in engines:
+                engine.steps(chunk)
+            done += chunk
+        for engine in engines:
+            engine.wait()
+
+    return run
+
+
+def ways(session: Session, cell: Cell) -> list[Way]:
+    """All ways that this device has, made ready."""
+    recipe, precision = dataclasses.replace(session.recipe(cell), iterations=ITERATIONS), session.precision
+
+    def state() -> TrainState:
+        return TrainState(recipe, session.dataset, session.params.train.eval_every)
+
+    made = [Way(USUAL, "fp32", 1, UsualLoop(recipe, session, autocast=False))]
+    if precision != "fp32":
+        made.append(Way("usual loop, autocast", precision, 1, UsualLoop(recipe, session, autocast=True)))
+    made.append(Way("this step, eager", precision, 1, together([EagerEngine(state())])))
+    if session.device.type == "cuda":
+        graphs = [GraphEngine(state(), torch.cuda.Stream(session.device)) for _ in range(PACKS[-1])]
+        for count in PACKS:
+            made.append(Way("this step, graph", precision, count, together(graphs[:count])))
+    return made
+
+
+def measure(made: list[Way], seconds: float) -> None:
+    """Give every way its turns, each about so many seconds long."""
+    counts = []
+    for way in made:
+        way.run(WARM_UP)
+        counts.append(min(ITERATIONS, max(1, round(seconds / _timed(way, WARM_UP)))))
+    for _ in range(TURNS):
+        for way, count in zip(made, counts, strict=True):
+            way.seconds.append(_timed(way, count))
+
+
+def _timed(way: Way, count: int) -> float:
+    """Seconds of one iteration of all its networks."""
+    began = time.perf_counter()
+    way.run(count)
+    return (time.perf_counter() - began) / count
+
+
+# ---- The limits ------------------------------------------------------------------------------------------------
+
+
+def flops(n: int, batch_size: int) -> float:
+    """Of one iteration: two for each multiplication of convolutions and classifier, forward once and back twice."""
+    multiplications = 9 * 3 * WIDTHS[0] * 32**2 + 10 * WIDTHS[-1]
+    for width, size in zip(WIDTHS, (32, 16, 8), strict=True):
+        first = width if width == WIDTHS[0] else width // 2
+        multiplications += 9 * size**2 * (first * width + (2 * n - 1) * width**2)
+    return 2 * 3 * multiplications * batch_size
+
+
+def traffic(n: int, batch_size: int, element: int) -> float:
+    """Bytes of one iteration if everything between two convolutions is fused into them.
+
+    A convolution's output is written and read going forward; going back it is read twice, its gradient written once
+    and read twice (batch normalisation needs the sums over the batch first). Every second convolution ends a block,
+    whose output and its gradient are written and read once: 7 + 4 / 2 passes over all outputs.
+    """
+    outputs = 16 * 32**2 + 2 * n * (16 * 32**2 + 32 * 16**2 + 64 * 8**2)
+    return 9 * outputs * batch_size * element
+
+
+def copy_bandwidth(device: torch.device) -> float:
+    """Bytes a second, read and written, of a copy too large for the caches."""
+    source = torch.empty(2**30 if device.type == "cuda" else 2**28, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    return 2 * source.numel() / _fastest(lambda: target.copy_(source), device)
+
+
+def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """FLOP/s of a product of two large square matrices."""
+    size = 8192 if device.type == "cuda" else 2048
+    x = torch.randn(size, size, device=device).to(dtype)
+    return 2 * size**3 / _fastest(lambda: x @ x, device)
+
+
+def _fastest(work: Callable[[], object], device: torch.device) -> float:
+    times = []
+    for _ in range(7):
+        began = time.perf_counter()
+        work()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        times.append(time.perf_counter() - began)
+    return min(times)
+
+
+# ---- The table -------------------------------------------------------------------------------------------------
+
+
+def rows(session: Session, n: int, seconds: float) -> Iterator[dict[str, object]]:
+    """Measure one depth; a row a way."""
+    cell = Cell("resnet", n, 0)
+    made = ways(session, cell)
+    measure(made, seconds)
+    usual = made[0].seconds_per_iteration
+    bandwidth = copy_bandwidth(session.device)
+    batch_size = session.params.train.batch_size
+    for way in made:
+        dtype = machine.DTYPES[way.precision]
+        each = way.seconds_per_iteration
+        yield {
+            "date": datetime.now(UTC).date().isoformat(),
+            **machine.describe(session.device),
+            "network": cell.network,
+            "way": way.name,
+            "precision": way.precision,
+            "networks_at_once": way.networks,
+            "images_per_second": round(batch_size / each, 1),
+            "seconds_per_64k_iterations": round(ITERATIONS * each, 1),
+            "times_the_usual_loop": round(usual / each, 2),
+            "percent_of_copy_bandwidth": round(100 * traffic(n, batch_size, dtype.itemsize) / each / bandwidth, 1),
+            "percent_of_matrix_rate": round(100 * flops(n, batch_size) / each / matrix_rate(session.device, dtype), 1),
+        }
+
+
+def line(row: dict[str, object]) -> str:
+    """A row for people."""
+    return (
+        f"{row['network']}  {row['way']:22} {row['precision']:5} {row['networks_at_once']:2} at once  "
+        f"{row['images_per_second']:>10,.0f} images/s  "
+        f"{row['seconds_per_64k_iterations']:>9,.0f} s for {ITERATIONS:,} iterations  "
+        f"{row['times_the_usual_loop']:6.2f} x the usual loop  "
+        f"{row['percent_of_copy_bandwidth']:5.1f}% of copy  "
+        f"{row['percent_of_matrix_rate']:5.1f}% of matrix"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default="data/cifar10.safetensors", help="the preprocessed data set")
+    parser.add_argument("--out", type=Path, default="benchmarks/throughput.csv", help="the table to append to")
+    parser.add_argument("--n", type=int, nargs="+", default=[3, 9], help="depths 6n+2 (default: 3 9)")
+    parser.add_argument("--seconds", type=float, default=10.0, help="length of a turn (default: 10)")
+    args = parser.parse_args()
+
+    session = Session(params.load(), args.data, Path("runs"), Path("scratch"))
+    new = not args.out.exists()
+    with args.out.open("a", newline="") as file:
+        table = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        if new:
+            table.writeheader()
+        for n in args.n:
+            for row in rows(session, n, args.seconds):
+                table.writerow(row)
+                print(line(row), flush=True)
+
+
+exit_with(main)
