@@ -1,0 +1,125 @@
+"""Train short cells in several ways and compare the SHA-256 of their weights: alone, packed with others, in another
+order, killed and resumed, each in a new process; and by another checkout, which shows that an edit changes no byte.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "src"))
+
+import yaml
+
+from resnet_cifar.cells import Cell, run_files
+from resnet_cifar.errors import InputError, exit_with
+
+EPILOG = """\
+examples:
+  python benchmarks/determinism.py                       five cells on the GPU, or on the CPU if there is none
+  python benchmarks/determinism.py --against ../before   the same, and by the checkout in ../before
+
+It exits with 1 if a weight differs.
+"""
+CELLS = ("resnet-3-0", "resnet-9-0", "resnet-3-1", "plain-3-0", "resnet-5-0")
+SAVE_EVERY = 1.0  # seconds
+
+
+class Bench:
+    """A folder with shortened parameters and a data set, in which ``stages/train.py`` of a checkout is run."""
+
+    def __init__(self, folder: Path, data: Path, iterations: int) -> None:
+        self.folder, self.data = folder, data.resolve()
+        study = yaml.safe_load((ROOT / "params.yaml").read_text())
+        study["train"] |= {"iterations": iterations, "milestones": [iterations // 2], "eval_every": iterations}
+        study["train"]["warmup"]["iterations"] = 0
+        (folder / "params.yaml").write_text(yaml.safe_dump(study))
+
+    def start(self, way: str, cells: list[Cell], checkout: Path = ROOT) -> subprocess.Popen[bytes]:
+        """Train cells in a process of their own, into ``way``."""
+        command = [sys.executable, str(checkout / "stages/train.py"), "--data", str(self.data)]
+        command += ["--runs", way, "--scratch", f"{way}-scratch", "--cells", *map(str, cells)]
+        environment = os.environ | {"RESNET_CIFAR_SAVE_EVERY": str(SAVE_EVERY)}
+        return subprocess.Popen(command, cwd=self.folder, env=environment, stderr=subprocess.DEVNULL)
+
+    def train(self, way: str, cells: list[Cell], checkout: Path = ROOT) -> None:
+        """The same to its end."""
+        if self.start(way, cells, checkout).wait():
+            names = " ".join(map(str, cells))
+            raise InputError(f"{checkout}/stages/train.py --cells {names} failed; run it by hand to see why.")
+
+    def kill_and_resume(self, way: str, cells: list[Cell]) -> None:
+        """Train cells that are killed once all that run at the moment have saved a state."""
+        process = self.start(way, cells)
+        while process.poll() is None and not list(self.folder.glob(f"{way}-scratch/*/state.safetensors")):
+            time.sleep(0.01)
+        process.kill()
+        process.wait()
+        self.train(way, cells)
+
+    def digests(self, way: str, cells: list[Cell]) -> dict[Cell, str]:
+        """The SHA-256 of each cell's weights, as its record has it."""
+        records = {cell: json.loads(run_files(self.folder / way, cell).record.read_text()) for cell in cells}
+        return {cell: record["weights_sha256"] for cell, record in records.items()}
+
+    def resumed(self, way: str, cells: list[Cell]) -> bool:
+        """Whether a cell was resumed."""
+        return any(json.loads(run_files(self.folder / way, cell).record.read_text())["resumed_at"] for cell in cells)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", type=Path, default="data/cifar10.safetensors", help="the preprocessed data set")
+    parser.add_argument("--cells", nargs="+", default=CELLS, metavar="CELL", help=f"default: {' '.join(CELLS)}")
+    parser.add_argument("--iterations", type=int, default=200, help="length of a run (default: %(default)s)")
+    parser.add_argument("--against", type=Path, metavar="DIR", help="another checkout that must give the same bytes")
+    args = parser.parse_args()
+
+    if not args.data.exists():
+        raise InputError(f"{args.data} does not exist: make it with `dvc repro preprocess`.")
+    if args.iterations < 2:
+        raise InputError(f"--iterations is {args.iterations}; it should be at least 2.")
+    if args.against and not (args.against / "stages/train.py").exists():
+        raise InputError(f"--against {args.against} has no stages/train.py; it should be a checkout of this project.")
+    cells = [Cell.parse(name) for name in args.cells]
+    with TemporaryDirectory() as folder:
+        bench = Bench(Path(folder), args.data, args.iterations)
+
+        def alone(way: str) -> None:
+            for cell in cells:
+                bench.train(way, [cell])
+
+        ways: dict[str, Callable[[str], None]] = {
+            "alone": alone,
+            "packed": lambda way: bench.train(way, cells),
+            "reversed": lambda way: bench.train(way, cells[::-1]),
+            "resumed": lambda way: bench.kill_and_resume(way, cells),
+        }
+        if args.against:
+            ways["against"] = lambda way: bench.train(way, cells, args.against.resolve())
+        found: dict[str, dict[Cell, str]] = {}
+        for way, train in ways.items():
+            began = time.monotonic()
+            train(way)
+            found[way] = bench.digests(way, cells)
+            for cell, digest in found[way].items():
+                verdict = "" if digest == found["alone"][cell] else "  differs"
+                print(f"{way:10} {cell!s:12} {digest}{verdict}", flush=True)
+            print(f"{way:10} {time.monotonic() - began:.0f} s", flush=True)
+        if not bench.resumed("resumed", cells):
+            raise InputError("nothing could be killed before it ended: more --iterations are needed.")
+    different = [way for way in found if found[way] != found["alone"]]
+    if different:
+        raise InputError(f"the weights differ from those of cells trained alone: {', '.join(different)}.")
+    print(f"{len(cells)} cells, {len(found)} ways, the same bytes")
+
+
+exit_with(main)
