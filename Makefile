@@ -1,0 +1,30 @@
+# The pipeline and its tests, in a virtual environment of the repository's own.
+PYTHON ?= python3
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+INSTALL = .venv/bin/pip install --quiet --constraint constraints.txt --editable
+
+.PHONY: repro test lint
+
+repro: .venv/installed
+	@dvc repro
+	@sed '/^## /,$$d' reports/metrics.md
+	@echo "The whole report, with figures: reports/metrics.md"
+
+test: .venv/installed-test
+	python -m pytest
+
+lint: .venv/installed-test
+	ruff check .
+	ruff format --check .
+
+.venv/installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed: make PYTHON=python3.12 ...")'
+	@echo "Setting up .venv, some minutes the first time: PyTorch's CUDA build is large"
+	$(PYTHON) -m venv .venv
+	$(INSTALL) .
+	touch $@
+
+.venv/installed-test: .venv/installed
+	$(INSTALL) '.[test]'
+	touch $@
