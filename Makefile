@@ -19,7 +19,7 @@ lint: .venv/installed-test
 	ruff format --check .
 
 .venv/installed: pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed: make PYTHON=python3.12 ...")'
+	@$(PYTHON) -c 'import sys; (3, 11) <= sys.version_info[:2] <= (3, 13) or sys.exit("Python 3.11 to 3.13 is needed: make PYTHON=python3.12 ...")'
 	@echo "Setting up .venv, some minutes the first time: PyTorch's CUDA build is large"
 	$(PYTHON) -m venv .venv
 	$(INSTALL) .

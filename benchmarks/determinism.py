@@ -17,6 +17,7 @@ sys.path.insert(0, str(ROOT / "src"))
 
 import yaml
 
+from resnet_cifar import params
 from resnet_cifar.cells import Cell, run_files
 from resnet_cifar.errors import InputError, exit_with
 
@@ -28,7 +29,6 @@ examples:
 It exits with 1 if a weight differs.
 """
 CELLS = ("resnet-3-0", "resnet-9-0", "resnet-3-1", "plain-3-0", "resnet-5-0")
-SAVE_EVERY = 1.0  # seconds
 
 
 class Bench:
@@ -36,29 +36,32 @@ class Bench:
 
     def __init__(self, folder: Path, data: Path, iterations: int) -> None:
         self.folder, self.data = folder, data.resolve()
-        study = yaml.safe_load((ROOT / "params.yaml").read_text())
+        study = params.load().model_dump()
         study["train"] |= {"iterations": iterations, "milestones": [iterations // 2], "eval_every": iterations}
         study["train"]["warmup"]["iterations"] = 0
         (folder / "params.yaml").write_text(yaml.safe_dump(study))
 
-    def start(self, way: str, cells: list[Cell], checkout: Path = ROOT) -> subprocess.Popen[bytes]:
+    def start(self, way: str, cells: list[Cell], checkout: Path, **settings: str) -> subprocess.Popen[bytes]:
         """Train cells in a process of their own, into ``way``."""
         command = [sys.executable, str(checkout / "stages/train.py"), "--data", str(self.data)]
         command += ["--runs", way, "--scratch", f"{way}-scratch", "--cells", *map(str, cells)]
-        environment = os.environ | {"RESNET_CIFAR_SAVE_EVERY": str(SAVE_EVERY)}
-        return subprocess.Popen(command, cwd=self.folder, env=environment, stderr=subprocess.DEVNULL)
+        with self._log(way).open("w") as log:
+            return subprocess.Popen(command, cwd=self.folder, env=os.environ | settings, stderr=log)
 
     def train(self, way: str, cells: list[Cell], checkout: Path = ROOT) -> None:
         """The same to its end."""
         if self.start(way, cells, checkout).wait():
-            names = " ".join(map(str, cells))
-            raise InputError(f"{checkout}/stages/train.py --cells {names} failed; run it by hand to see why.")
+            last = self._log(way).read_text().splitlines()[-1:]
+            raise InputError(f"{checkout}/stages/train.py failed: {''.join(last).removeprefix('error: ')}")
+
+    def _log(self, way: str) -> Path:
+        return self.folder / f"{way}.log"
 
     def kill_and_resume(self, way: str, cells: list[Cell]) -> None:
-        """Train cells that are killed once all that run at the moment have saved a state."""
-        process = self.start(way, cells)
+        """Kill the process as soon as a state is saved, and start it again."""
+        process = self.start(way, cells, ROOT, RESNET_CIFAR_SAVE_EVERY="0")
         while process.poll() is None and not list(self.folder.glob(f"{way}-scratch/*/state.safetensors")):
-            time.sleep(0.01)
+            time.sleep(0.001)
         process.kill()
         process.wait()
         self.train(way, cells)
@@ -122,4 +125,5 @@ def main() -> None:
     print(f"{len(cells)} cells, {len(found)} ways, the same bytes")
 
 
-exit_with(main)
+if __name__ == "__main__":
+    exit_with(main)

@@ -303,4 +303,5 @@ def main() -> None:
                 print(line(row), flush=True)
 
 
-exit_with(main)
+if __name__ == "__main__":
+    exit_with(main)
