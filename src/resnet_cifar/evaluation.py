@@ -16,7 +16,7 @@ from resnet_cifar.dataset import Dataset, Split
 from resnet_cifar.errors import InputError
 from resnet_cifar.models import CifarResNet
 
-BATCH = 100  # the fastest on two CPU cores; one size for all, because the size can change the last bits
+BATCH = 50  # the fastest on two CPU cores; one size for all, because the size can change the last bits
 BINS = 15
 
 
