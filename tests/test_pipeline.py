@@ -2,9 +2,11 @@
 
 import json
 import re
+import sys
 
 import pytest
 from clone import Clone, ran
+from conftest import ROOT
 
 
 @pytest.fixture(scope="module")
@@ -86,3 +88,8 @@ def test_exp_run_with_another_depth_trains_that_network_alone(clone):
     metrics = json.loads((clone.folder / "reports/metrics.json").read_text())
     assert list(metrics) == ["ResNet-56"]
     assert "853,018" in (clone.folder / "reports/metrics.md").read_text()
+
+    # The lines of the README that load a trained network reproduce its row.
+    (lines,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    printed = clone.run(sys.executable, "-c", lines).stdout
+    assert float(printed) == metrics["ResNet-56"]["error_mean"]

@@ -151,7 +151,7 @@ def _announce(run: CellRun, say: Callable[[str], None]) -> None:
 
 
 def _label(cells: list[Cell]) -> str:
-    return str(cells[0]) if len(cells) == 1 else f"{len(cells)} cells"
+    return "training" if len(cells) == 1 else f"{len(cells)} cells"
 
 
 def _detail(active: list[CellRun], batch_size: int, done: int, seconds: float) -> str:
