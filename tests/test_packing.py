@@ -180,6 +180,40 @@ def test_long_cells_start_first(session):
     assert [line.split(":")[0] for line in lines] == ["resnet-2-0", "resnet-1-0", "plain-1-0"]
 
 
+def test_out_of_memory_lowers_the_number_at_once_and_says_so(session, monkeypatch):
+    """A device with room for two: the third waits, and all end with the same bytes."""
+    packing.train_cells(session, CELLS)
+    expected = [weights(session, cell) for cell in CELLS]
+    session.runs = session.runs.with_name("small")
+    alive: list[CellRun] = []
+
+    class Small(CellRun):
+        def __init__(self, *arguments: object) -> None:
+            if len([run for run in alive if not run.trainer.finished]) == 2:
+                raise torch.OutOfMemoryError
+            super().__init__(*arguments)
+            alive.append(self)
+
+    monkeypatch.setattr(packing, "fit_at_once", lambda *_: 3)
+    monkeypatch.setattr(packing, "CellRun", Small)
+    lines: list[str] = []
+    assert packing.train_cells(session, CELLS, lines.append) == {}
+    assert "no memory beside 2 others; training 2 at once from here on" in "\n".join(lines)
+    assert [weights(session, cell) for cell in CELLS] == expected
+
+
+def test_a_cell_too_large_for_the_device_fails_alone(session, monkeypatch):
+    class Large(CellRun):
+        def __init__(self, session: Session, cell: Cell, stream: None) -> None:
+            if cell.n == 2:
+                raise torch.OutOfMemoryError
+            super().__init__(session, cell, stream)
+
+    monkeypatch.setattr(packing, "CellRun", Large)
+    assert packing.train_cells(session, CELLS) == {CELLS[1]: "the device has not enough memory for it alone"}
+    assert session.is_trained(CELLS[0])
+
+
 def test_a_long_run_on_a_cpu_announces_itself(session, tiny_params, paper_params, monkeypatch):
     session.params = changed(tiny_params, iterations=paper_params.train.iterations)
     monkeypatch.setattr("resnet_cifar.training.engine.EagerEngine.seconds_per_step", lambda _: 0.25)
