@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from resnet_cifar.errors import exit_with
+from resnet_cifar.errors import InputError, exit_with
 
 SWEEP = """\
 Train the cells that DVC finds missing or stale, many at once on all GPUs of this machine, and record each in DVC as
@@ -42,7 +42,11 @@ def _main() -> None:
         metavar="DIR",
         help="train nothing; record the cells that `python stages/train.py --runs DIR` trained elsewhere",
     )
+    way.add_argument("--ray", action="store_true", help="train on a Ray cluster, or with Ray on this machine")
+    command.add_argument("--address", help="with --ray: the cluster (default: RAY_ADDRESS, or else this machine)")
     args = parser.parse_args()
+    if args.address and not args.ray:
+        raise InputError("--address names a Ray cluster; it goes with --ray.")
     from resnet_cifar.sweep import command as sweep  # here, so that --help and a mistyped option are answered at once
 
     if args.dry:
@@ -50,4 +54,4 @@ def _main() -> None:
     elif args.source:
         sweep.record_from(args.source)
     else:
-        sweep.run()
+        sweep.run(args.ray, args.address)

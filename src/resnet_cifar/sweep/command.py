@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 
 from dvc.exceptions import DvcException
 
@@ -34,6 +35,15 @@ class Sweep:
         self.recorded += 1
         say(f"{cell}: recorded, {self.recorded} of {self.total}")
 
+    def take(self, cell: Cell, files: RunFiles) -> str | None:
+        """Record a cell that was trained elsewhere, or return why it is refused."""
+        difference = self.tree.mismatch(cell, files)
+        if difference:
+            return f"refused, {difference}"
+        _bring(files, run_files(RUNS, cell))
+        self.record(cell)
+        return None
+
     def begin(self) -> list[Cell]:
         """Record what is finished, restore what DVC has, and return the cells to train."""
         self.ledger.pull_run_cache()
@@ -50,13 +60,26 @@ class Sweep:
         return stale
 
 
-def run() -> None:
-    """Bring every cell up to date: record what is finished, restore what DVC has, train the rest."""
+def run(on_ray: bool = False, address: str | None = None) -> None:
+    """Bring every cell up to date: record what is finished, restore what DVC has, train the rest.
+
+    Parameters
+    ----------
+    on_ray : bool
+        Train on a Ray cluster instead of in processes of this machine.
+    address : str, optional
+        The cluster, as Ray writes it.
+    """
+    if on_ray:
+        cluster = _cluster()
     with _alone() as lock:
         sweep = Sweep()
         stale = sweep.begin()
         try:
-            failed = local.train(stale, sweep.tree.has_run, sweep.record, say, lock)
+            if on_ray:
+                failed = cluster.train(sweep.tree.params, stale, sweep.take, say, address)
+            else:
+                failed = local.train(stale, sweep.tree.has_run, sweep.record, say, lock)
         except Interrupted as interrupted:
             say(f"interrupted with {sweep.recorded} of {sweep.total} recorded; the same command goes on from there")
             sys.exit(128 + interrupted.signum)
@@ -102,15 +125,22 @@ def record_from(source: Path) -> None:
         sweep = Sweep()
         sweep.total = len(cells)
         for cell in cells:
-            files = run_files(source, cell)
-            difference = sweep.tree.mismatch(cell, files)
-            if difference:
-                say(f"{cell}: refused, {difference}")
-                continue
-            _bring(files, run_files(RUNS, cell))
-            sweep.record(cell)
+            refusal = sweep.take(cell, run_files(source, cell))
+            if refusal:
+                say(f"{cell}: {refusal}")
     if sweep.recorded < sweep.total:
         raise InputError(f"{sweep.total - sweep.recorded} of {_count(cells)} in {source} were refused, as said above.")
+
+
+def _cluster() -> ModuleType:
+    """The part that needs Ray."""
+    try:
+        from resnet_cifar.sweep import cluster
+    except ModuleNotFoundError as error:
+        if error.name != "ray":
+            raise
+        raise InputError("--ray needs Ray: install it with `pip install 'resnet-cifar[ray]'`.") from None
+    return cluster
 
 
 def _bring(there: RunFiles, here: RunFiles) -> None:

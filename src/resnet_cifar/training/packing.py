@@ -31,7 +31,12 @@ class Interrupted(Exception):  # noqa: N818
         self.signum = signum
 
 
-def train_cells(session: Session, cells: list[Cell], say: Callable[[str], None] | None = None) -> dict[Cell, str]:
+def train_cells(
+    session: Session,
+    cells: list[Cell],
+    say: Callable[[str], None] | None = None,
+    on_trained: Callable[[Cell], None] = lambda _: None,
+) -> dict[Cell, str]:
     """Train cells, the longest first, as many at once as the device takes.
 
     Parameters
@@ -42,6 +47,8 @@ def train_cells(session: Session, cells: list[Cell], say: Callable[[str], None] 
         What to train; those whose files are there and match are left as they are.
     say : callable, optional
         Gets the lines that stay; by default stderr does.
+    on_trained : callable
+        Called for each cell as soon as its files are there.
 
     Returns
     -------
@@ -60,6 +67,7 @@ def train_cells(session: Session, cells: list[Cell], say: Callable[[str], None] 
     say = say or progress.say
     for cell in trained:
         say(f"{cell}: trained already, nothing to do")
+        on_trained(cell)
     if waiting and session.precision != session.params.train.precision:
         say(f"{session.device} has no native {session.params.train.precision}: training in fp32")
     at_once = fit_at_once(session, waiting)
@@ -102,6 +110,7 @@ def train_cells(session: Session, cells: list[Cell], say: Callable[[str], None] 
                     active.remove(run)
                     finished += 1
                     say(f"{run.cell}: {iterations:,} iterations in {clock(record['seconds'])}")
+                    on_trained(run.cell)
             if not active:
                 continue
             done = iterations * (finished + len(failed)) + sum(run.trainer.done for run in active)
