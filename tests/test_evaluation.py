@@ -203,7 +203,7 @@ def test_evaluate_cell_writes_its_two_files(runs, weights, tiny_dataset, tmp_pat
     before = [path.read_bytes() for path in sorted(folder.iterdir())]
     metrics = json.loads(before[0])
     assert list(metrics) == sorted(metrics)
-    assert (metrics["cell"], metrics["network"], metrics["validation"]) == ("resnet-1-0", "ResNet-8", None)
+    assert (metrics["cell"], metrics["validation"]) == ("resnet-1-0", None)
     assert (metrics["net"], metrics["n"], metrics["seed"]) == ("resnet", 1, 0)
     assert metrics["parameters"] == 75_290  # 97,216 less than each further n: 269,722 - 2 * 97,216
     assert metrics["weights_sha256"] == hashlib.sha256(weights.read_bytes()).hexdigest()

@@ -138,6 +138,53 @@ def test_a_warm_up_of_deeper_networks_does_not_forbid_resuming(session, tiny_par
     assert CellRun(session, cell, None).trainer.done == 1
 
 
+def test_another_run_of_the_cell_leaves_the_state_alone(session, tiny_params):
+    """A long run that was interrupted goes on after a short one with other parameters."""
+    cell = CELLS[0]
+    run = CellRun(session, cell, None)
+    run.trainer.advance()
+    run.save()
+    session.params = changed(tiny_params, iterations=5, milestones=[2])
+    assert packing.train_cells(session, [cell]) == {}
+    session.params = tiny_params
+    assert CellRun(session, cell, None).trainer.done == 1
+    assert packing.train_cells(session, [cell]) == {}
+    assert not any(session.scratch.iterdir())
+
+
+def test_a_cell_that_diverged_does_not_keep_the_others_from_being_saved(session, monkeypatch):
+    """A signal that comes before the loss was looked at."""
+    monkeypatch.setattr(packing, "fit_at_once", lambda *_: 3)
+    monkeypatch.setattr("resnet_cifar.training.runs.LOOK_EVERY", 1e9)
+    turn = CellRun.turn
+
+    def last_turn(self: CellRun) -> bool:
+        done = turn(self)
+        if self.cell == CELLS[2]:
+            self.trainer.state.losses[0] = float("inf")
+            os.kill(os.getpid(), signal.SIGTERM)
+        return done
+
+    monkeypatch.setattr(CellRun, "turn", last_turn)
+    lines: list[str] = []
+    with pytest.raises(packing.Interrupted):
+        packing.train_cells(session, CELLS, lines.append)
+    assert "the loss is inf at iteration 1" in "\n".join(lines)
+    assert sorted(path.name for path in session.scratch.iterdir()) == ["resnet-1-0", "resnet-2-0"]
+
+
+def test_progress_counts_what_this_process_did(session, monkeypatch):
+    """A run that is resumed at iteration 4 of 6: two are new."""
+    run = CellRun(session, CELLS[0], None)
+    for _ in range(4):
+        run.trainer.advance()
+    run.save()
+    shown: list[tuple[int, int, int]] = []
+    monkeypatch.setattr(packing.Progress, "update", lambda self, done, _: shown.append((self.start, done, self.total)))
+    packing.train_cells(session, [CELLS[0]])
+    assert shown[0] == (4, 5, 6)
+
+
 def test_trained_cells_are_left_alone_and_changed_ones_are_not(session, tiny_params):
     cell = CELLS[0]
     packing.train_cells(session, [cell])
@@ -285,8 +332,8 @@ def checkout(compose, tmp_path_factory) -> Path:
 def test_killed_and_started_again_the_same_bytes(checkout, signum):
     folders = ["--runs", f"runs-{signum}", "--scratch", f"scratch-{signum}"]
     process = stage(checkout, *folders, "--cells", "resnet-1-0")
-    saved = checkout / f"scratch-{signum}/resnet-1-0/state.safetensors"
-    while process.poll() is None and not saved.exists():
+    saved = checkout / f"scratch-{signum}/resnet-1-0"
+    while process.poll() is None and not list(saved.glob("*.safetensors")):
         time.sleep(0.005)
     process.send_signal(signum)
     process.communicate()
@@ -305,6 +352,9 @@ def test_killed_and_started_again_the_same_bytes(checkout, signum):
     [
         (["--cells", "resnet-0-0"], "error: 'resnet-0-0' is not a cell"),
         (["--data", "nowhere.safetensors"], "error: nowhere.safetensors does not exist"),
+        (["--data", "data"], "error: data is not a preprocessed data set"),
+        (["--runs", "params.yaml"], "error: params.yaml: File exists."),
+        (["--scratch", "params.yaml/x"], "error: params.yaml/x: Not a directory."),
     ],
 )
 def test_bad_arguments_are_one_line(checkout, arguments, sentence):

@@ -47,6 +47,7 @@ def test_presets_have_the_same_keys():
         (["model.shortcut=C"], r"model\.shortcut is 'C'; it should be 'A' or 'B'"),
         (["train.seeds=[]"], r"train\.seeds: the list is empty"),
         (["train.seeds=-1"], r"train\.seeds is -1; it should be greater than or equal to 0"),
+        (["train.seeds=9223372036854775808"], r"train\.seeds is 9223372036854775808; it should be less than"),
         (["train.lr=fast"], r"train\.lr is 'fast'; it should be a valid number"),
         (["train.lr=0"], r"train\.lr is 0; it should be greater than 0"),
         (["train.lr=nan"], r"train\.lr is nan; it should be a finite number"),

@@ -202,9 +202,10 @@ def test_stopped_in_the_middle_it_keeps_what_is_recorded_and_resumes_the_rest(cl
     process = start(clone, rate)
     wait_for(process, "recorded, 1 of 2")
     kept = (clone.folder / "runs/resnet-1-0/run.json").stat().st_mtime_ns
-    state = clone.folder / "scratch/resnet-1-1/state.safetensors"
-    while not state.exists():
-        time.sleep(0.01)
+    state = clone.folder / "scratch/resnet-1-1"
+    while not list(state.glob("*.safetensors")):
+        assert process.poll() is None
+        time.sleep(0.005)
     process.send_signal(signum)
     rest = process.stderr.read()
     assert process.wait() == (-signal.SIGKILL if signum == signal.SIGKILL else 128 + signum)

@@ -68,7 +68,7 @@ def load(path: Path) -> Dataset:
         )
     except FileNotFoundError:
         raise InputError(f"{path} does not exist: make it with `dvc repro preprocess`.") from None
-    except (SafetensorError, KeyError) as error:
+    except (OSError, SafetensorError, KeyError) as error:
         raise InputError(
             f"{path} is not a preprocessed data set ({error}): make it again with `dvc repro -f -s preprocess`."
         ) from None

@@ -1,5 +1,6 @@
 """The one exception a user is meant to see, and how a command shows it."""
 
+import signal
 import sys
 from collections.abc import Callable
 
@@ -9,10 +10,17 @@ class InputError(ValueError):
 
 
 def exit_with(main: Callable[[], None]) -> None:
-    """Run a command's ``main``; turn :class:`InputError` into one line on stderr and exit code 1, Ctrl-C into 130."""
+    """Run a command's ``main``; what a user can mend becomes one line on stderr and exit code 1.
+
+    That is an :class:`InputError`, and an ``OSError`` such as a full disk. Ctrl-C gives 130 and SIGTERM 143, both after
+    everything that was begun is cleaned up.
+    """
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         main()
     except InputError as error:
         sys.exit(f"error: {error}")
+    except OSError as error:
+        sys.exit(f"error: {f'{error.filename}: ' if error.filename else ''}{error.strerror or error}.")
     except KeyboardInterrupt:
-        sys.exit(130)
+        sys.exit(128 + signal.SIGINT)

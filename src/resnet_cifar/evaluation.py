@@ -36,7 +36,7 @@ def predict(model: CifarResNet, split: Split, device: torch.device) -> Tensor:
     Returns
     -------
     Tensor
-        Logits, float32 of shape (N, num_classes), on the CPU.
+        Logits, float32 of shape (N, 10), on the CPU.
     """
     model.to(device, memory_format=torch.channels_last)
     logits = []
@@ -134,7 +134,6 @@ def evaluate_cell(cell: Cell, data: Dataset, runs: Path, results: Path, device: 
         "net": cell.net,
         "n": cell.n,
         "seed": cell.seed,
-        "network": cell.network,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "weights_sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
         "test": measured["test"],

@@ -14,6 +14,7 @@ from pathlib import Path
 # Must stand in the environment before CUDA starts: cuBLAS is deterministic only with a fixed workspace.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
+import numpy as np
 import torch
 
 from resnet_cifar.errors import InputError
@@ -70,8 +71,13 @@ def _has(precision: str, device: torch.device) -> bool:
 
 
 def describe(device: torch.device) -> dict[str, str | int]:
-    """The kind of machine: what has to be equal for the same bits (``device``, ``threads``, ``torch``)."""
-    return {"device": _name(device), "threads": torch.get_num_threads(), "torch": str(torch.__version__)}
+    """The kind of machine: what has to be equal for the same bits; NumPy draws the batches."""
+    return {
+        "device": _name(device),
+        "threads": torch.get_num_threads(),
+        "torch": str(torch.__version__),
+        "numpy": np.__version__,
+    }
 
 
 def _name(device: torch.device) -> str:

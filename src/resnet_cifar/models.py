@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 WIDTHS = (16, 32, 64)
+NUM_CLASSES = 10
 
 
 @dataclass(frozen=True)
@@ -16,7 +17,6 @@ class Architecture:
     net: str
     n: int
     shortcut: str = "A"
-    num_classes: int = 10
 
 
 class ZeroPadShortcut(nn.Module):
@@ -69,7 +69,7 @@ class CifarResNet(nn.Module):
     """A CIFAR network of the paper: a 3x3 convolution, three stages of n blocks at 32, 16 and 8 pixels, a classifier.
 
     It takes images of shape (N, 3, 32, 32) in [0, 1], normalises them with its own buffers ``mean`` and ``std``
-    and returns logits of shape (N, num_classes). Its other keys are those of torchvision's ResNet.
+    and returns logits of shape (N, 10). Its other keys are those of torchvision's ResNet.
 
     Parameters
     ----------
@@ -80,7 +80,7 @@ class CifarResNet(nn.Module):
     def __init__(self, architecture: Architecture) -> None:
         super().__init__()
         self.architecture = architecture
-        self.num_classes = architecture.num_classes
+        self.num_classes = NUM_CLASSES
         self.num_features = WIDTHS[-1]
         self.register_buffer("mean", torch.zeros(3, 32, 32))
         self.register_buffer("std", torch.ones(3, 1, 1))
@@ -94,7 +94,7 @@ class CifarResNet(nn.Module):
                 blocks.append(BasicBlock(architecture, channels, width, stride))
                 channels = width
             self.add_module(f"layer{stage + 1}", nn.Sequential(*blocks))
-        self.fc = nn.Linear(channels, architecture.num_classes)
+        self.fc = nn.Linear(channels, NUM_CLASSES)
 
     def set_normalization(self, mean: Tensor, std: Tensor) -> None:
         """Keep what normalises an image: shapes that broadcast to (3, 32, 32) and (3, 1, 1)."""

@@ -10,6 +10,7 @@ from resnet_cifar.cells import Cell
 from resnet_cifar.errors import InputError
 
 TRAINING_IMAGES = 50_000
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Positive = Annotated[int, Field(ge=1)]
 NonNegative = Annotated[int, Field(ge=0)]
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -63,7 +64,7 @@ class Train(_Section):
 class Cells(_Section):
     net: list[Literal["resnet", "plain"]]
     n: list[Positive]
-    seed: list[NonNegative]
+    seed: list[Seed]
 
 
 class Params(_Section):

@@ -9,7 +9,6 @@ import torch
 from resnet_cifar.training.step import TrainState, evaluate, step
 
 WARM_UP = 3
-IN_FLIGHT = 2
 
 
 class EagerEngine:
@@ -29,12 +28,14 @@ class EagerEngine:
         """Evaluate the present weights."""
         evaluate(self.state)
 
-    def busy(self) -> bool:
-        """Whether enough work is queued already."""
-        return False
+    def queued(self) -> int:
+        """How many pieces of work are not done yet."""
+        return 0
 
     def wait(self) -> None:
         """Return when all queued work is done."""
+        if self.state.iteration.is_cuda:
+            torch.cuda.synchronize(self.state.iteration.device)
 
     def seconds_per_step(self) -> float:
         """The time of one iteration, measured on this network, which is left as it was."""
@@ -62,7 +63,7 @@ class GraphEngine:
 
     def __init__(self, state: TrainState, stream: torch.cuda.Stream) -> None:
         self.state, self.stream = state, stream
-        self.queued: list[torch.cuda.Event] = []
+        self.events: list[torch.cuda.Event] = []
         device = state.iteration.device
         stream.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.device(device), torch.cuda.stream(stream):
@@ -96,17 +97,17 @@ class GraphEngine:
     def _mark(self) -> None:
         event = torch.cuda.Event()
         event.record(self.stream)
-        self.queued.append(event)
+        self.events.append(event)
 
-    def busy(self) -> bool:
-        """Whether enough work is queued already."""
-        self.queued = [event for event in self.queued if not event.query()]
-        return len(self.queued) >= IN_FLIGHT
+    def queued(self) -> int:
+        """How many pieces of work are not done yet."""
+        self.events = [event for event in self.events if not event.query()]
+        return len(self.events)
 
     def wait(self) -> None:
         """Return when all queued work is done."""
         self.stream.synchronize()
-        self.queued.clear()
+        self.events.clear()
 
 
 @contextmanager

@@ -31,6 +31,7 @@ class Trainer:
         self.state = state
         self.engine = GraphEngine(state, stream) if stream else EagerEngine(state)
         self.done = self.checked = int(state.iteration)
+        self.loss = math.nan
 
     @property
     def finished(self) -> bool:
@@ -47,7 +48,7 @@ class Trainer:
             self.engine.evaluate()
 
     def settle(self) -> float:
-        """Wait for what is queued and return the latest loss.
+        """Wait for what is queued and return the latest loss, NaN before the first.
 
         Raises
         ------
@@ -62,8 +63,9 @@ class Trainer:
                 f"the loss is {losses[iteration - self.checked - 1].item()} at iteration {iteration:,}; "
                 "a lower train.lr or train.precision=fp32 may help"
             )
-        self.checked = self.done
-        return float(losses[-1]) if len(losses) else math.nan
+        if len(losses):
+            self.checked, self.loss = self.done, float(losses[-1])
+        return self.loss
 
     def write_weights(self, path: Path, cell: dict[str, str | int]) -> None:
         """Write the last iterate: ``cell`` (net, n, seed) goes into its metadata with the digest of the parameters."""

@@ -3,8 +3,8 @@
 ``RESNET_CIFAR_PACK`` in the environment says how many a GPU trains at once; by default as many as its memory takes.
 """
 
+import math
 import os
-import shutil
 import signal
 import threading
 import time
@@ -63,7 +63,7 @@ def train_cells(
     trained = [cell for cell in cells if session.is_trained(cell)]
     waiting = sorted((cell for cell in cells if cell not in trained), key=lambda cell: -cell.n)
     iterations = session.params.train.iterations
-    progress = Progress(_label(waiting), iterations * len(waiting))
+    progress = Progress("training" if len(waiting) == 1 else f"{len(waiting)} cells", iterations * len(waiting))
     say = say or progress.say
     for cell in trained:
         say(f"{cell}: trained already, nothing to do")
@@ -74,55 +74,67 @@ def train_cells(
     streams = [torch.cuda.Stream(session.device) for _ in range(at_once)] if session.device.type == "cuda" else [None]
     active: list[CellRun] = []
     failed: dict[Cell, str] = {}
-    finished = 0
+    ended = 0  # iterations of the cells that are not active any more
     with StopSignal() as stop:
         while (waiting or active) and not stop.received:
             if waiting and len(active) < at_once:
                 cell = waiting.pop(0)
                 stream = next(s for s in streams if s is None or s not in [run.stream for run in active])
-                try:
-                    run = CellRun(session, cell, stream)
-                except torch.OutOfMemoryError:
-                    torch.cuda.empty_cache()
-                    if not active:
-                        failed[cell] = "the device has not enough memory for it alone"
-                    else:
-                        at_once = len(active)
-                        waiting.insert(0, cell)
-                        say(f"{cell}: no memory beside {at_once} others; training {at_once} at once from here on")
-                    continue
-                active.append(run)
-                _announce(run, say)
+                run = _begin(session, cell, stream)
+                if run:
+                    active.append(run)
+                    progress.start += run.resumed
+                    _announce(run, say)
+                elif active:
+                    at_once = len(active)
+                    waiting.insert(0, cell)
+                    say(f"{cell}: no memory beside {at_once} others; training {at_once} at once from here on")
+                else:
+                    failed[cell] = "the device has not enough memory for it alone"
             idle = True
             for run in list(active):
-                if run.trainer.engine.busy():
-                    continue
-                idle = False
                 try:
-                    run.turn()
+                    idle = not run.turn() and idle
                 except DivergedError as error:
                     failed[run.cell] = str(error)
-                    shutil.rmtree(run.saved.parent, ignore_errors=True)
-                    active.remove(run)
+                    run.forget()
+                    progress.total -= iterations - run.trainer.done
+                if run.cell not in failed and not run.finished:
                     continue
-                if run.trainer.finished:
+                active.remove(run)
+                ended += run.trainer.done
+                if run.finished:
                     record = run.finish()
-                    active.remove(run)
-                    finished += 1
                     say(f"{run.cell}: {iterations:,} iterations in {clock(record['seconds'])}")
                     on_trained(run.cell)
-            if not active:
-                continue
-            done = iterations * (finished + len(failed)) + sum(run.trainer.done for run in active)
-            progress.update(done, _detail(active, session.params.train.batch_size, done, progress.seconds))
+            run = None  # else the last one that ended would keep its memory
+            if active:
+                done = ended + sum(run.trainer.done for run in active)
+                new = done - progress.start
+                speed = f"{new * session.params.train.batch_size / max(progress.seconds, 1e-9):,.0f} images/s"
+                progress.update(done, f"{_detail(active)}  {speed}")
             if idle:
                 time.sleep(0.0005)
         if stop.received:
             for run in active:
-                run.save()
-                say(f"{run.cell}: stopped at iteration {run.trainer.done:,}; the same command goes on from there")
+                try:
+                    run.save()
+                except DivergedError as error:
+                    say(f"{run.cell}: {error}")
+                else:
+                    say(f"{run.cell}: stopped at iteration {run.trainer.done:,}; the same command goes on from there")
             raise Interrupted(stop.received)
     return failed
+
+
+def _begin(session: Session, cell: Cell, stream: "torch.cuda.Stream | None") -> CellRun | None:
+    """The run of a cell, made ready or resumed; None if the device has no memory for it."""
+    try:
+        return CellRun(session, cell, stream)
+    except torch.OutOfMemoryError:
+        pass  # only behind this block is nothing of it alive
+    torch.cuda.empty_cache()
+    return None
 
 
 def fit_at_once(session: Session, cells: list[Cell]) -> int:
@@ -159,16 +171,13 @@ def _announce(run: CellRun, say: Callable[[str], None]) -> None:
         )
 
 
-def _label(cells: list[Cell]) -> str:
-    return "training" if len(cells) == 1 else f"{len(cells)} cells"
-
-
-def _detail(active: list[CellRun], batch_size: int, done: int, seconds: float) -> str:
-    speed = f"{done * batch_size / max(seconds, 1e-9):,.0f} images/s"
-    if len(active) == 1:
-        run = active[0]
-        return f"{run.cell} iteration {run.trainer.done:,}  loss {run.loss:.3f}  {speed}"
-    return f"{len(active)} at once  {speed}"
+def _detail(active: list[CellRun]) -> str:
+    if len(active) > 1:
+        return f"{len(active)} at once"
+    trainer = active[0].trainer
+    return f"{active[0].cell} iteration {trainer.done:,}" + (
+        "" if math.isnan(trainer.loss) else f"  loss {trainer.loss:.3f}"
+    )
 
 
 class StopSignal:

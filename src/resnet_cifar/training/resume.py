@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as serialize
 
+from resnet_cifar.checkpoint import write_whole
 from resnet_cifar.training.step import TrainState
 
 KEY = "resnet_cifar"
@@ -23,11 +24,11 @@ class Past:
 
 def save(path: Path, state: TrainState, identity: dict[str, Any], past: Past) -> None:
     """Write the state of a run in one piece: whatever happens, ``path`` is the old state or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(exist_ok=True)
     note = {"identity": identity, "seconds": past.seconds, "resumed_at": past.resumed_at}
-    temporary = path.with_suffix(".part")
-    save_file({name: tensor.cpu() for name, tensor in state.tensors().items()}, temporary, {KEY: json.dumps(note)})
-    temporary.replace(path)
+    write_whole(
+        path, serialize({name: tensor.cpu() for name, tensor in state.tensors().items()}, {KEY: json.dumps(note)})
+    )
 
 
 def load(path: Path, state: TrainState, identity: dict[str, Any]) -> Past | None:

@@ -3,10 +3,11 @@
 ``RESNET_CIFAR_SAVE_EVERY`` in the environment says how many seconds lie between two saved states; by default 30.
 """
 
+import hashlib
 import json
 import os
-import shutil
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,8 @@ from resnet_cifar.training.loop import Trainer
 from resnet_cifar.training.protocol import Recipe, recipe
 from resnet_cifar.training.step import TrainState
 
-SETTLE_EVERY = 1.0
+LOOK_EVERY = 1.0
+IN_FLIGHT = 2
 
 
 class Session:
@@ -44,6 +46,8 @@ class Session:
         self.device = machine.configure()
         self.save_every = _save_every()
         self.params, self.runs, self.scratch = params, runs, scratch
+        for folder in (runs, scratch):  # now, and not after the training
+            folder.mkdir(parents=True, exist_ok=True)
         loaded = dataset.load(data)
         params.check_batch(len(loaded.train))
         self.data_digest, self.code_digest = provenance.file_digest(data), provenance.code_digest()
@@ -88,31 +92,52 @@ class CellRun:
         self.session, self.cell, self.stream = session, cell, stream
         state = TrainState(session.recipe(cell), session.dataset, session.params.train.eval_every)
         self.identity = session.identity(cell)
-        self.saved = session.scratch / cell.name / "state.safetensors"
+        # Named by what the run is, so that no other run of the cell takes its state away.
+        name = hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()[:16]
+        self.saved = session.scratch / cell.name / f"{name}.safetensors"
         self.past = resume.load(self.saved, state, self.identity) or resume.Past()
         self.trainer = Trainer(state, stream)
-        self.loss = float("nan")
-        self.began = self.settled = self.written = time.monotonic()
+        self.resumed = self.trainer.done
+        self.finished = False
+        self.began = self.looked = self.written = time.monotonic()
 
     @property
     def seconds(self) -> float:
         return self.past.seconds + time.monotonic() - self.began
 
-    def turn(self) -> None:
-        """Advance; now and then look at the losses and save the state."""
-        self.trainer.advance()
-        now = time.monotonic()
-        if self.trainer.finished or now - self.settled >= SETTLE_EVERY:
-            self.loss = self.trainer.settle()
-            self.settled = now
-        if now - self.written >= self.session.save_every and not self.trainer.finished:
+    def turn(self) -> bool:
+        """Do what is next, never waiting for the device while others could use it; False if it has enough to do.
+
+        That is training on and, whenever it is time, first a look at the losses or saving the state. For these two and
+        at the end the queue runs empty, which takes a few iterations.
+        """
+        now, queued = time.monotonic(), self.trainer.engine.queued()
+        due = now - self.written >= self.session.save_every
+        look = due or self.trainer.finished or now - self.looked >= LOOK_EVERY
+        if queued >= (1 if look else IN_FLIGHT):
+            return False
+        if look:
+            self.trainer.settle()
+            self.looked = now
+        if self.trainer.finished:
+            self.finished = True
+            return True
+        if due:
             self.save()
+        self.trainer.advance()
+        return True
 
     def save(self) -> None:
         """Save the state, if its losses are finite."""
-        self.loss = self.trainer.settle()
+        self.trainer.settle()
         resume.save(self.saved, self.trainer.state, self.identity, replace(self.past, seconds=self.seconds))
         self.written = time.monotonic()
+
+    def forget(self) -> None:
+        """Remove the saved state."""
+        self.saved.unlink(missing_ok=True)
+        with suppress(OSError):  # another run of the cell has a state there
+            self.saved.parent.rmdir()
 
     def finish(self) -> dict[str, Any]:
         """Write the cell's files, the record last; remove the saved state; return the record."""
@@ -134,7 +159,7 @@ class CellRun:
             **self.identity,
         }
         write_whole(files.record, (json.dumps(record, indent=2) + "\n").encode())
-        shutil.rmtree(self.saved.parent, ignore_errors=True)
+        self.forget()
         return record
 
 

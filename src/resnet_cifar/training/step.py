@@ -48,7 +48,8 @@ class TrainState:
         self.stream = stream.to(device)
         self.lr = learning_rates(recipe).to(device)
         self.iteration = torch.zeros(1, dtype=torch.int64, device=device)
-        self.losses = torch.zeros(recipe.iterations, device=device)
+        self.iterations = torch.arange(recipe.iterations, device=device)
+        self.losses = torch.zeros(recipe.iterations, dtype=torch.float32, device=device)
         self.errors = torch.zeros(recipe.iterations, dtype=torch.int64, device=device)
         self.splits = {"test": data.test} | ({"validation": data.validation} if data.validation else {})
         evaluations = -(-recipe.iterations // eval_every)
@@ -72,6 +73,11 @@ class TrainState:
             setattr(module, attribute, nn.Parameter(view))
         self.parameters = list(self.model.parameters())
         self.gradients = list(self._views(self.gradient).values())
+        # Gradients of one type are copied by one kernel, of several types by one kernel each.
+        types = {parameter.dtype for parameter in self.parameters}
+        self.alike = [
+            [i for i, p in enumerate(self.parameters) if p.dtype == dtype] for dtype in sorted(types, key=str)
+        ]
         self.norms = [name for name, module in self.model.named_modules() if isinstance(module, nn.BatchNorm2d)]
         for name in self.norms:
             # Equals the iteration; counted once for all layers.
@@ -150,13 +156,16 @@ def step(state: TrainState) -> None:
         gradients = torch.autograd.grad(loss * state.scale, state.parameters)
 
     with torch.no_grad():
-        torch._foreach_copy_(state.gradients, gradients)
+        for alike in state.alike:
+            torch._foreach_copy_([state.gradients[i] for i in alike], [gradients[i] for i in alike])
         if state.scale != 1:
             state.gradient.div_(state.scale)
         sgd_(state.weights, state.velocity, state.gradient, state.lr.index_select(0, now), state.recipe)
         state._refresh()
-        state.losses.index_copy_(0, now, loss.detach()[None])
-        state.errors.index_copy_(0, now, (logits.argmax(1) != labels).sum()[None])
+        # Not index_copy_, which sorts its one index where algorithms have to be deterministic.
+        here = state.iterations == now
+        torch.where(here, loss.detach(), state.losses, out=state.losses)
+        torch.where(here, (logits.argmax(1) != labels).sum(), state.errors, out=state.errors)
         now.add_(1)
 
 
