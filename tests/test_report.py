@@ -17,7 +17,7 @@ from resnet_cifar.cells import Cell, run_files
 from resnet_cifar.errors import InputError
 from resnet_cifar.params import Params
 from resnet_cifar.report import figures, speed
-from resnet_cifar.report.outcome import load
+from resnet_cifar.report.outcome import follows_the_paper, load
 from resnet_cifar.report.statistics import summarize
 from resnet_cifar.report.writer import write
 
@@ -83,7 +83,6 @@ def _make_cell(folder: Path, study: Params, cell: Cell) -> None:
         "confusion": confusion.tolist(),
     }
     metrics = {
-        "network": cell.network,
         "parameters": PARAMETERS.get(cell.n, 100_000 * cell.n),
         "test": evaluated,
         "validation": evaluated | {"error": round(final + 0.25, 2)} if study.data.validation else None,
@@ -221,6 +220,19 @@ def test_a_quick_run_says_so_first_and_compares_with_nothing(rendered):
 
 
 @pytest.mark.usefixtures("no_figures")
+@pytest.mark.parametrize("override", ["train.iterations=50000", "train.lr=0.05", "data.normalize=channel"])
+def test_another_protocol_is_said_to_be_one_and_compared_with_nothing(rendered, override):
+    text = (rendered("preset=paper", "model.n=3", override) / "metrics.md").read_text()
+    assert "another protocol than the paper's" in text.partition("\n")[0]
+    assert "8.75" not in text
+    assert "Article" not in text
+
+
+def test_the_paper_preset_is_compared(paper_params):
+    assert follows_the_paper(paper_params)
+
+
+@pytest.mark.usefixtures("no_figures")
 def test_plain_networks_have_the_values_read_off_the_figure(rendered):
     text = (
         rendered("preset=paper", "model.net=[plain,resnet]", "model.n=3", "model.shortcut=B") / "metrics.md"
@@ -272,6 +284,9 @@ def test_the_newest_measurement_of_each_device_is_shown(tmp_path):
     )
     path.write_text("\n".join([header, old, other, new]))
     assert speed.load(path).set_index("device")["images_per_second"].to_dict() == {"A": 200, "B": 300}
+    path.write_text(header)
+    with pytest.raises(InputError, match="is missing or not"):
+        speed.load(path)
     path.write_text("nothing")
     with pytest.raises(InputError, match=r"not the table of benchmarks/throughput\.py"):
         speed.load(path)

@@ -19,9 +19,12 @@ def load(path: Path) -> pd.DataFrame:
         If the file is missing or is not the benchmark's table.
     """
     try:
-        return pd.read_csv(path)[COLUMNS].drop_duplicates(MEASURED, keep="last")
+        table = pd.read_csv(path)[COLUMNS].drop_duplicates(MEASURED, keep="last")
     except (OSError, ValueError, KeyError):
+        table = pd.DataFrame()
+    if table.empty:
         raise InputError(
             f"{path} is missing or not the table of benchmarks/throughput.py: make it with "
             "`python benchmarks/throughput.py`, or restore it with `git checkout`."
-        ) from None
+        )
+    return table

@@ -9,7 +9,7 @@ from tabulate import tabulate
 
 from resnet_cifar.cifar10 import CLASSES
 from resnet_cifar.params import TRAINING_IMAGES, Params
-from resnet_cifar.report.outcome import Outcome
+from resnet_cifar.report.outcome import Outcome, follows_the_paper
 from resnet_cifar.report.statistics import Summary, summarize
 
 DASH = "–"
@@ -64,6 +64,8 @@ def _title(study: Params) -> str:
         return (
             f"# A quick run of {study.train.iterations:,} iterations: it shows the pipeline and compares with nothing"
         )
+    if not follows_the_paper(study):
+        return "# Test error on CIFAR-10, with another protocol than the paper's"
     return "# Test error on CIFAR-10"
 
 
@@ -85,7 +87,7 @@ def _error_table(study: Params, outcome: Outcome) -> str:
             "Best (seed)": _seed(rows, rows["test_error"].idxmin()),
             "Worst (seed)": _seed(rows, rows["test_error"].idxmax()),
         }
-        if study.preset == "paper":
+        if follows_the_paper(study):
             published = outcome.published[outcome.published["network"] == network].set_index("source")
             paper = published.loc["paper"] if "paper" in published.index else None
             article = published.loc["article"] if "article" in published.index else None
@@ -128,7 +130,8 @@ def _legend(outcome: Outcome) -> str:
         parts.append("≈: single runs read off the paper's Figure 6, to about ± 0.1.")
     if "article mean" in kinds:
         parts.append(
-            "Article: the one that this project repeats, mean ± standard deviation of five runs with the same protocol."
+            "Article: an implementation of these networks in PyTorch, whose runs this project repeats; mean ± standard "
+            "deviation of five."
         )
     if kinds & {"paper single", "paper figure"}:
         parts.append(
@@ -144,8 +147,8 @@ def _protocol(study: Params) -> str:
     rate = f"learning rate {train.lr:g}" + (f", times {train.gamma:g} after {drops} iterations" if drops else "")
     warmup = train.warmup
     if warmup.iterations and max(study.cells.n) >= warmup.min_n:
-        deep = 6 * warmup.min_n + 2
-        rate += f" ({warmup.lr:g} for the first {warmup.iterations:,} if {deep} layers or more)"
+        deep = "" if min(study.cells.n) >= warmup.min_n else f" if {6 * warmup.min_n + 2} layers or more"
+        rate += f" ({warmup.lr:g} for the first {warmup.iterations:,}{deep})"
     mean = "per-pixel mean subtracted" if data.normalize == "pixel_mean" else "channels standardised"
     held_out = f" ({data.validation:,} more held out)" if data.validation else ""
     shortcut = "parameter-free shortcuts (A)" if study.model.shortcut == "A" else "projection shortcuts (B)"
