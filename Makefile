@@ -4,7 +4,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 INSTALL = .venv/bin/pip install --quiet --constraint constraints.txt --editable
 
-.PHONY: repro test lint
+.PHONY: repro test test-ray lint
 
 repro: .venv/installed
 	@dvc repro
@@ -13,6 +13,9 @@ repro: .venv/installed
 
 test: .venv/installed-test
 	python -m pytest
+
+test-ray: .venv/installed-ray
+	python -m pytest -m ray --numprocesses 0
 
 lint: .venv/installed-test
 	ruff check .
@@ -23,6 +26,10 @@ lint: .venv/installed-test
 	@echo "Setting up .venv, some minutes the first time: PyTorch's CUDA build is large"
 	$(PYTHON) -m venv .venv
 	$(INSTALL) .
+	touch $@
+
+.venv/installed-ray: .venv/installed-test
+	$(INSTALL) '.[test,ray]'
 	touch $@
 
 .venv/installed-test: .venv/installed

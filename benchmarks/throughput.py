@@ -170,10 +170,20 @@ def ways(session: Session, cell: Cell) -> list[Way]:
         made.append(Way("usual loop, autocast", precision, 1, UsualLoop(recipe, session, autocast=True)))
     made.append(Way("this step, eager", precision, 1, together([EagerEngine(state())])))
     if session.device.type == "cuda":
-        graphs = [GraphEngine(state(), torch.cuda.Stream(session.device)) for _ in range(PACKS[-1])]
-        for count in PACKS:
-            made.append(Way("this step, graph", precision, count, together(graphs[:count])))
+        made += packed(precision, lambda: GraphEngine(state(), torch.cuda.Stream(session.device)))
     return made
+
+
+def packed(precision: str, engine: Callable[[], GraphEngine]) -> Iterator[Way]:
+    """As many at once as the device has memory for."""
+    graphs: list[GraphEngine] = []
+    for count in PACKS:
+        try:
+            graphs += [engine() for _ in range(count - len(graphs))]
+        except torch.OutOfMemoryError:
+            print(f"no memory for {count} at once", file=sys.stderr)
+            return
+        yield Way("this step, graph", precision, count, together(graphs[:count]))
 
 
 def measure(made: list[Way], seconds: float) -> None:
@@ -252,13 +262,13 @@ def rows(session: Session, n: int, seconds: float) -> Iterator[dict[str, object]
     measure(made, seconds)
     usual = made[0].seconds_per_iteration
     bandwidth = copy_bandwidth(session.device)
-    batch_size = session.params.train.batch_size
+    batch_size, kind = session.params.train.batch_size, machine.describe(session.device)
     for way in made:
         dtype = machine.DTYPES[way.precision]
         each = way.seconds_per_iteration
         yield {
             "date": datetime.now(UTC).date().isoformat(),
-            **machine.describe(session.device),
+            **{key: kind[key] for key in ("device", "threads", "torch")},
             "network": cell.network,
             "way": way.name,
             "precision": way.precision,

@@ -59,4 +59,4 @@ def test_a_difference_is_found_and_named(folder, tmp_path):
     assert done.returncode == 1
     ways = [line.split()[0] for line in done.stdout.splitlines() if "resnet-1-0" in line and "differs" not in line]
     assert ways == ["alone", "packed", "reversed", "resumed"]
-    assert done.stderr == "error: the weights differ from those of cells trained alone: against.\n"
+    assert done.stderr == "error: the bytes differ from those of cells trained alone: against.\n"
