@@ -91,6 +91,7 @@ def train_cells(
                     say(f"{cell}: no memory beside {at_once} others; training {at_once} at once from here on")
                 else:
                     failed[cell] = "the device has not enough memory for it alone"
+                    progress.total -= iterations
             idle = True
             for run in list(active):
                 try:
@@ -116,15 +117,19 @@ def train_cells(
             if idle:
                 time.sleep(0.0005)
         if stop.received:
-            for run in active:
-                try:
-                    run.save()
-                except DivergedError as error:
-                    say(f"{run.cell}: {error}")
-                else:
-                    say(f"{run.cell}: stopped at iteration {run.trainer.done:,}; the same command goes on from there")
+            _save_all(active, say)
             raise Interrupted(stop.received)
     return failed
+
+
+def _save_all(active: list[CellRun], say: Callable[[str], None]) -> None:
+    for run in active:
+        try:
+            run.save()
+        except DivergedError as error:
+            say(f"{run.cell}: {error}")
+        else:
+            say(f"{run.cell}: stopped at iteration {run.trainer.done:,}; the same command goes on from there")
 
 
 def _begin(session: Session, cell: Cell, stream: "torch.cuda.Stream | None") -> CellRun | None:
@@ -166,7 +171,7 @@ def _announce(run: CellRun, say: Callable[[str], None]) -> None:
     seconds = left * run.trainer.engine.seconds_per_step()
     if seconds >= ANNOUNCE_FROM:
         say(
-            f"{run.cell}: {left:,} iterations take about {clock(seconds)} on this CPU. A GPU trains them in minutes; "
+            f"{run.cell}: {left:,} iterations take about {clock(seconds)} on this CPU. A GPU is the place for them; "
             "`dvc exp run -S preset=quick` shows the pipeline in minutes here"
         )
 
