@@ -29,13 +29,14 @@ class Clone:
         values["train"] |= {"seeds": [0], "iterations": 4, "batch_size": 16, "milestones": [2, 3], "eval_every": 2}
         values["train"]["warmup"]["iterations"] = 1
         preset.write_text("# @package _global_\n" + yaml.safe_dump(values))
+        pipeline = folder / "dvc.yaml"
+        pipeline.write_text(pipeline.read_text().replace("  download:\n", "  download:\n    frozen: true\n"))
         self.compose("model.n=1")
         self.run("git", "init", "--quiet")
         self.run("git", "config", "user.email", "test@localhost")
         self.run("git", "config", "user.name", "test")
         write_tiny_cifar10(folder / "data/raw")
         self.dvc("commit", "--force", "download")
-        self.dvc("freeze", "download")
         self.save()
 
     def compose(self, *overrides: str) -> None:

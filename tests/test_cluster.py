@@ -35,7 +35,8 @@ def clone(tmp_path_factory) -> Clone:
 
 def configure(clone: Clone, *overrides: str) -> None:
     """Six cells of some seconds each."""
-    study = ["model.n=1", f"train.seeds={[*SEEDS]}", "train.iterations=60", "train.eval_every=30"]
+    study = ["model.n=1", f"train.seeds={[*SEEDS]}", "train.iterations=40", "train.eval_every=20"]
+    study += ["train.warmup.min_n=2"]
     clone.compose(*(text.replace(" ", "") for text in study), *overrides)
 
 
@@ -95,7 +96,7 @@ def await_training(count: int = 1) -> list[psutil.Process]:
     while time.monotonic() < deadline:
         if len(found := training()) >= count:
             return found
-        time.sleep(0.02)
+        time.sleep(0.2)
     raise AssertionError("no worker trains")
 
 
@@ -119,7 +120,7 @@ def test_six_cells_on_three_nodes_by_a_driver_that_is_stopped_twice(fresh, clust
         assert process.returncode == returncode
         deadline = time.monotonic() + 30
         while training() and time.monotonic() < deadline:
-            time.sleep(0.05)
+            time.sleep(0.2)
         assert not training()
     process = start(fresh, cluster)
     _, lines = process.communicate()
@@ -146,15 +147,6 @@ def test_a_cell_that_dies_three_times_is_reported(fresh, cluster):
     assert not (fresh.folder / "runs/resnet-1-0").exists()
 
 
-def test_a_cell_that_diverges_is_reported_at_once(fresh, cluster):
-    configure(fresh, "train.seeds=[0]", "train.lr=1e30")
-    process = start(fresh, cluster)
-    _, lines = process.communicate()
-    assert process.returncode == 1
-    assert "error: 0 of 1 cells recorded; resnet-1-0: the loss is nan at iteration" in lines
-    assert "its task died" not in lines
-
-
 def test_a_node_with_other_code_is_refused_with_both_versions(fresh, cluster, tmp_path, monkeypatch):
     shutil.copytree(fresh.folder / "src", tmp_path / "src")
     with (tmp_path / "src/resnet_cifar/models.py").open("a") as file:
@@ -170,10 +162,13 @@ def test_a_node_with_other_code_is_refused_with_both_versions(fresh, cluster, tm
     assert not (fresh.folder / "runs").exists()
 
 
-def test_without_a_cluster_it_starts_one_on_this_machine(fresh):
-    configure(fresh, "train.seeds=[0]")
-    done = fresh.run("resnet-cifar", "sweep", "--ray")
-    assert "resnet-1-0: recorded, 1 of 1" in done.stderr
+def test_without_a_cluster_it_starts_one_here_and_a_cell_that_diverges_stops_no_other(fresh):
+    configure(fresh, "model.n=[1,2]", "train.seeds=[0]", "train.warmup.lr=1e30")
+    done = fresh.run("resnet-cifar", "sweep", "--ray", check=False)
+    assert done.returncode == 1
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("error: 1 of 2 cells recorded; resnet-2-0: the loss is nan at iteration ")
+    assert "its task died" not in done.stderr
     assert json.loads((fresh.folder / "runs/resnet-1-0/run.json").read_text())["threads"] == 1
     assert_recorded(fresh, ["resnet-1-0"])
 
@@ -187,12 +182,13 @@ def test_what_is_not_there_is_one_sentence(fresh):
 
 
 def test_a_node_that_goes_away_and_a_worker_that_is_killed_cost_time_alone(fresh, cluster):
+    configure(fresh, "train.seeds=[0,1,2,3]")
     process = start(fresh, cluster)
-    wait_for(process, "recorded, 1 of 6")
+    wait_for(process, "recorded, 1 of 4")
     cluster.remove_node(cluster.list_all_nodes()[-1], allow_graceful=False)
     seen = wait_for(process, "its task died")
     await_training()[0].kill()
     seen += wait_for(process, "its task died")
     _, rest = process.communicate()
     assert process.returncode == 0, seen + rest
-    assert_recorded(fresh)
+    assert_recorded(fresh, CELLS[:4])

@@ -140,12 +140,13 @@ class _Task:
         gpus = sum(node["Resources"].get("GPU", 0) for node in nodes)
         self.on_gpu = gpus >= 1 and os.environ.get("RESNET_CIFAR_DEVICE", "cuda") != "cpu"
         self.needs = {"num_gpus": 1} if self.on_gpu else {"num_cpus": threads}
-        if not self.on_gpu and all(node["Resources"].get("CPU", 0) < threads for node in nodes):
+        resource, amount = ("GPU", 1) if self.on_gpu else ("CPU", threads)
+        self.nodes = [node for node in nodes if node["Resources"].get(resource, 0) >= amount]
+        if not self.nodes:
             raise InputError(
                 f"no node of the cluster has {threads} CPUs for a cell: set RESNET_CIFAR_THREADS to what they have, "
                 "which is part of what decides the bits."
             )
-        self.nodes = nodes
         self.places = int(gpus) if self.on_gpu else 1
         self.settings = {
             "RESNET_CIFAR_DEVICE": "cuda" if self.on_gpu else "cpu",
@@ -165,13 +166,16 @@ class _Task:
         return remote.remote([cell.name for cell in pack], self.params, self.data, self.versions, self.settings)
 
     def check_nodes(self) -> None:
-        """Ask each node for its versions."""
+        """Ask each node that can train for its versions."""
         remote = ray.remote(num_cpus=0, max_retries=0)(versions)
+        answers = {}
         for node in self.nodes:
             place = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
             name = f"{node['NodeManagerAddress']} (node {node['NodeID'][:8]})"
+            answers[name] = remote.options(scheduling_strategy=place).remote()
+        for name, answer in answers.items():
             try:
-                difference = _difference(ray.get(remote.options(scheduling_strategy=place).remote()), self.versions)
+                difference = _difference(ray.get(answer), self.versions)
             except RayError as error:
                 raise InputError(
                     f"{name} cannot run this package ({_reason(error)}): install the driver's version of it there."

@@ -31,7 +31,11 @@ class Plan:
 
 
 def make_data() -> None:
-    """Bring the data set up to date, with DVC's own output."""
+    """Bring the data set up to date, with DVC's own output if there is something to do."""
+    repo = Repo(_wait_for_lock=True)
+    with lock_repo(repo):
+        if not any(stage.changed() for stage in repo.stage.collect("preprocess", with_deps=True)):
+            return
     folder = Path(sys.executable).parent
     environment = os.environ | {"PATH": f"{folder}{os.pathsep}{os.environ.get('PATH', '')}"}
     done = subprocess.run([sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "preprocess"], env=environment)
