@@ -176,7 +176,7 @@ def test_without_a_cluster_it_starts_one_here_and_a_cell_that_diverges_stops_no_
 def test_what_is_not_there_is_one_sentence(fresh):
     done = fresh.run("resnet-cifar", "sweep", "--ray", "--address", "127.0.0.1:9", check=False)
     assert done.returncode == 1
-    assert done.stderr.splitlines()[-1].startswith("error: there is no Ray cluster at 127.0.0.1:9")
+    assert done.stderr.splitlines()[-1].startswith("error: the Ray cluster at 127.0.0.1:9 cannot be joined")
     done = fresh.run("resnet-cifar", "sweep", "--address", "127.0.0.1:9", check=False)
     assert done.stderr == "error: --address names a Ray cluster; it goes with --ray.\n"
 

@@ -272,7 +272,7 @@ def _connected(address: str | None) -> Iterator[None]:
         ray.init(address, logging_level=logging.WARNING, **options)
     except (OSError, RayError, ValueError) as error:
         raise InputError(
-            f"there is no Ray cluster at {address} ({_reason(error)}): start one with `ray start`."
+            f"the Ray cluster at {address} cannot be joined ({_reason(error)}): it must run, and its token be known here."
         ) from None
     try:
         yield
