@@ -272,7 +272,7 @@ def _connected(address: str | None) -> Iterator[None]:
         ray.init(address, logging_level=logging.WARNING, **options)
     except (OSError, RayError, ValueError) as error:
         raise InputError(
-            f"the Ray cluster at {address} cannot be joined ({_reason(error)}): it must run, and its token be known here."
+            f"the Ray cluster at {address} cannot be joined ({_reason(error)}): it must run and share its token."
         ) from None
     try:
         yield
