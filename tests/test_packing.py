@@ -13,6 +13,7 @@ import pytest
 import torch
 from conftest import ROOT, write_tiny_dataset
 
+from resnet_cifar import progress
 from resnet_cifar.cells import Cell, run_files
 from resnet_cifar.checkpoint import load_model
 from resnet_cifar.errors import InputError
@@ -171,6 +172,15 @@ def test_a_cell_that_diverged_does_not_keep_the_others_from_being_saved(session,
         packing.train_cells(session, CELLS, lines.append)
     assert "the loss is inf at iteration 1" in "\n".join(lines)
     assert sorted(path.name for path in session.scratch.iterdir()) == ["resnet-1-0", "resnet-2-0"]
+
+
+def test_every_line_goes_where_it_is_asked_to(session, monkeypatch, capsys):
+    monkeypatch.setattr(progress, "LINE_EVERY", 0)
+    lines: list[str] = []
+    packing.train_cells(session, [CELLS[0]], lines.append)
+    assert [line for line in lines if line.startswith("training ")]
+    assert lines[-1].startswith("resnet-1-0: 6 iterations in ")
+    assert capsys.readouterr() == ("", "")
 
 
 def test_progress_counts_what_this_process_did(session, monkeypatch):

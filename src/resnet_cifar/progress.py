@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections.abc import Callable
 
 LINE_EVERY = 10.0
 BAR_EVERY = 0.2
@@ -18,7 +19,7 @@ def clock(seconds: float) -> str:
 
 
 class Progress:
-    """Shows how much of ``total`` is done, with what else is known, on stderr.
+    """Shows how much of ``total`` is done, with what else is known.
 
     Parameters
     ----------
@@ -28,12 +29,14 @@ class Progress:
         The amount of work.
     start : int
         How much of it was done before.
+    write_line : callable, optional
+        Gets the lines; by default stderr does.
     """
 
-    def __init__(self, label: str, total: int, start: int = 0) -> None:
-        self.label, self.total, self.start = label, total, start
+    def __init__(self, label: str, total: int, start: int = 0, write_line: Callable[[str], None] | None = None) -> None:
+        self.label, self.total, self.start, self.write_line = label, total, start, write_line
         self.began = self.shown = time.monotonic()
-        self.terminal = sys.stderr.isatty()
+        self.terminal = write_line is None and sys.stderr.isatty()
 
     @property
     def seconds(self) -> float:
@@ -58,5 +61,8 @@ class Progress:
 
     def say(self, text: str) -> None:
         """A line that stays."""
+        if self.write_line:
+            self.write_line(text)
+            return
         sys.stderr.write(("\r\x1b[K" if self.terminal else "") + text + "\n")
         sys.stderr.flush()

@@ -10,7 +10,7 @@ import platform
 import queue
 import socket
 import threading
-from collections import Counter
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -43,6 +43,7 @@ PACK = 10  # cells of a task on a GPU, where RESNET_CIFAR_PACK does not say
 TRIES = 3
 LOOK_EVERY = 0.5
 REACH = 10.0  # seconds
+LAST_LINES = 20
 FILES = ("weights", "history", "record")
 
 
@@ -51,7 +52,6 @@ class Delivery:
     """What a task sends of one cell: the contents of its files, or why it failed."""
 
     cell: str
-    node: str
     files: dict[str, bytes]
     failure: str = ""
 
@@ -66,7 +66,7 @@ def train(
     """Train cells on a cluster and hand over each as soon as its files are here.
 
     A task that dies with its worker or its node is started again elsewhere, its cells then one by one, so that one
-    that cannot be trained does not hold up the others.
+    that cannot be trained does not hold up the others. Of a cell whose task died three times the last lines are said.
 
     Parameters
     ----------
@@ -96,42 +96,85 @@ def train(
     if not cells:
         return []
     with _connected(address), StopSignal() as stop:
-        task = _Task(params)
-        task.check_nodes()
-        running = {task.start(pack): pack for pack in task.packs(cells)}
-        tries: Counter[Cell] = Counter()
-        failed: list[str] = []
-        while running and not stop.received:
-            ready, _ = ray.wait(list(running), timeout=LOOK_EVERY, fetch_local=False)
-            for stream in ready:
-                try:
-                    delivery = ray.get(next(stream))
-                except StopIteration:
-                    del running[stream]
-                    continue
-                except RayError as error:
-                    for cell in running.pop(stream):
-                        tries[cell] += 1
-                        if tries[cell] < TRIES:
-                            say(f"{cell}: its task died ({_reason(error)}), started again")
-                            running[task.start([cell])] = [cell]
-                        else:
-                            failed.append(f"{cell}: its task died {TRIES} times, the last time so: {_reason(error)}")
-                    continue
-                cell = Cell.parse(delivery.cell)
-                running[stream].remove(cell)
-                failure = delivery.failure or _hand_over(cell, delivery, take, say)
-                if failure:
-                    failed.append(f"{cell}: {failure}")
-        for stream in running:
-            ray.cancel(stream, force=True)
+        tasks = _Tasks(params)
+        tasks.check_nodes()
+        flow = _Flow(tasks, cells, take, say)
+        while flow.running and not stop.received:
+            flow.look()
+        flow.cancel()
         if stop.received:
             raise Interrupted(stop.received)
-    return failed
+        flow.report()
+    return list(flow.failed.values())
 
 
-class _Task:
-    """How a pack of cells becomes a task of this cluster."""
+class _Flow:
+    """The tasks that run, and what they send."""
+
+    def __init__(
+        self,
+        tasks: "_Tasks",
+        cells: list[Cell],
+        take: Callable[[Cell, RunFiles], str | None],
+        say: Callable[[str], None],
+    ) -> None:
+        self.tasks, self.take, self.say = tasks, take, say
+        self.running = {tasks.start(pack): pack for pack in tasks.packs(cells)}
+        self.deaths: Counter[Cell] = Counter()
+        self.lines: defaultdict[Cell, deque[str]] = defaultdict(lambda: deque(maxlen=LAST_LINES))
+        self.failed: dict[Cell, str] = {}
+
+    def look(self) -> None:
+        """Wait up to half a second for what the tasks send, and take it."""
+        ready, _ = ray.wait(list(self.running), timeout=LOOK_EVERY, fetch_local=False)
+        for stream in ready:
+            try:
+                sent = ray.get(next(stream))
+            except StopIteration:
+                del self.running[stream]
+            except RayError as error:
+                for cell in self.running.pop(stream):
+                    self._died(cell, error)
+            else:
+                self._receive(sent, self.running[stream])
+
+    def cancel(self) -> None:
+        for stream in self.running:
+            ray.cancel(stream, force=True)
+
+    def report(self) -> None:
+        """Say the last lines of the cells that died."""
+        for cell in self.failed:
+            if self.deaths[cell] == TRIES:
+                self.say(f"{cell}: its last lines:")
+                for line in self.lines[cell]:
+                    self.say(f"    {line}")
+
+    def _receive(self, sent: "str | Delivery", pack: list[Cell]) -> None:
+        """Say a line, or hand over a cell, of a pack that is on its way."""
+        if isinstance(sent, str):
+            self.say(sent)
+            for cell in pack:
+                self.lines[cell].append(sent)
+            return
+        cell = Cell.parse(sent.cell)
+        pack.remove(cell)
+        failure = sent.failure or _hand_over(cell, sent, self.take)
+        if failure:
+            self.failed[cell] = f"{cell}: {failure}"
+
+    def _died(self, cell: Cell, error: RayError) -> None:
+        self.deaths[cell] += 1
+        self.lines[cell].extend(line for line in str(error).splitlines() if line.strip())
+        if self.deaths[cell] < TRIES:
+            self.say(f"{cell}: its task died ({_reason(error)}), started again")
+            self.running[self.tasks.start([cell])] = [cell]
+        else:
+            self.failed[cell] = f"{cell}: its task died {TRIES} times, the last time so: {_reason(error)}"
+
+
+class _Tasks:
+    """How packs of cells become tasks of this cluster."""
 
     def __init__(self, params: Params) -> None:
         machine.configure()
@@ -189,39 +232,40 @@ class _Task:
 
 def train_pack(
     names: list[str], params: dict[str, Any], data: np.ndarray, expected: dict[str, str], settings: dict[str, str]
-) -> Iterator[Delivery]:
-    """Train cells on this node; yield each as soon as it is trained."""
+) -> Iterator[str | Delivery]:
+    """Train cells on this node; yield lines of progress, and each cell as soon as it is trained."""
     difference = _difference(versions(), expected)
     if difference:  # a node that joined later
         raise InputError(difference)
     os.environ.update(settings)
     cells = [Cell.parse(name) for name in names]
+    here = f"{ray.util.get_node_ip_address()} (node {ray.get_runtime_context().get_node_id()[:8]})"
+    yield f"{here}: training {', '.join(names)}"
     with TemporaryDirectory(prefix="resnet-cifar-") as name:
         folder = Path(name)
         data.tofile(folder / DATA.name)
         session = Session(Params.model_validate(params), folder / DATA.name, folder / "runs", folder / "scratch")
-        deliveries: queue.Queue[Delivery | Exception | None] = queue.Queue()
-        threading.Thread(target=_train_into, args=(deliveries, session, cells), daemon=True).start()
-        while (delivery := deliveries.get()) is not None:
-            if isinstance(delivery, Exception):
-                raise delivery
-            yield delivery
+        outbox: queue.Queue[str | Delivery | Exception | None] = queue.Queue()
+        threading.Thread(target=_train_into, args=(outbox, session, cells), daemon=True).start()
+        while (sent := outbox.get()) is not None:
+            if isinstance(sent, Exception):
+                raise sent
+            yield f"{here}: {sent}" if isinstance(sent, str) else sent
 
 
-def _train_into(deliveries: "queue.Queue[Delivery | Exception | None]", session: Session, cells: list[Cell]) -> None:
+def _train_into(outbox: "queue.Queue[str | Delivery | Exception | None]", session: Session, cells: list[Cell]) -> None:
     """Train in this thread, while the other one sends what is ready."""
-    here = f"{ray.util.get_node_ip_address()} (node {ray.get_runtime_context().get_node_id()[:8]})"
 
     def send(cell: Cell) -> None:
         files = run_files(session.runs, cell)
-        deliveries.put(Delivery(cell.name, here, {name: getattr(files, name).read_bytes() for name in FILES}))
+        outbox.put(Delivery(cell.name, {name: getattr(files, name).read_bytes() for name in FILES}))
 
     try:
-        for cell, reason in train_cells(session, cells, on_trained=send).items():
-            deliveries.put(Delivery(cell.name, here, {}, reason))
-        deliveries.put(None)
+        for cell, reason in train_cells(session, cells, say=outbox.put, on_trained=send).items():
+            outbox.put(Delivery(cell.name, {}, reason))
+        outbox.put(None)
     except Exception as error:
-        deliveries.put(error)
+        outbox.put(error)
 
 
 def versions() -> dict[str, str]:
@@ -243,10 +287,7 @@ def _difference(theirs: dict[str, str], ours: dict[str, str]) -> str | None:
     return None
 
 
-def _hand_over(
-    cell: Cell, delivery: Delivery, take: Callable[[Cell, RunFiles], str | None], say: Callable[[str], None]
-) -> str | None:
-    say(f"{cell}: trained on {delivery.node}")
+def _hand_over(cell: Cell, delivery: Delivery, take: Callable[[Cell, RunFiles], str | None]) -> str | None:
     with TemporaryDirectory(prefix="resnet-cifar-") as folder:
         files = RunFiles(Path(folder))
         for name, content in delivery.files.items():

@@ -46,7 +46,7 @@ def train_cells(
     cells : list of Cell
         What to train; those whose files are there and match are left as they are.
     say : callable, optional
-        Gets the lines that stay; by default stderr does.
+        Gets the lines of progress; by default stderr does.
     on_trained : callable
         Called for each cell as soon as its files are there.
 
@@ -63,8 +63,9 @@ def train_cells(
     trained = [cell for cell in cells if session.is_trained(cell)]
     waiting = sorted((cell for cell in cells if cell not in trained), key=lambda cell: -cell.n)
     iterations = session.params.train.iterations
-    progress = Progress("training" if len(waiting) == 1 else f"{len(waiting)} cells", iterations * len(waiting))
-    say = say or progress.say
+    label = "training" if len(waiting) == 1 else f"{len(waiting)} cells"
+    progress = Progress(label, iterations * len(waiting), write_line=say)
+    say = progress.say
     for cell in trained:
         say(f"{cell}: trained already, nothing to do")
         on_trained(cell)
