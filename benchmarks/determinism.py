@@ -1,7 +1,8 @@
 """Train short cells in several ways and compare the SHA-256 of their weights and histories.
 
-The ways: alone, packed with others, in another order, killed and resumed, each in a new process; and by another
-checkout, which shows that an edit changes no byte. Parameters are those of params.yaml, shortened.
+The ways: alone, packed with others (on a CPU: after one another in one process), in another order, killed and resumed,
+each in a new process; and by another checkout, which shows that an edit changes no byte. Parameters are those of
+params.yaml, shortened.
 """
 
 import argparse
@@ -27,6 +28,7 @@ from resnet_cifar.errors import InputError, exit_with
 EPILOG = """\
 examples:
   python benchmarks/determinism.py                       five cells on the GPU, or on the CPU if there is none
+  python benchmarks/determinism.py --iterations 2000     on a GPU 200 are over before all five are under way
   python benchmarks/determinism.py --against ../before   the same, and by the checkout in ../before
 
 It exits with 1 if a byte differs.

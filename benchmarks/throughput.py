@@ -82,6 +82,11 @@ class Images(Dataset):
         return self.transform(self.images[index]), self.labels[index]
 
 
+def _endless(loader: DataLoader) -> Iterator[list[torch.Tensor]]:
+    while True:
+        yield from loader
+
+
 class UsualLoop:
     """Epoch after epoch of a DataLoader; forward, loss, backward, ``torch.optim.SGD``; the loss read every step."""
 
@@ -98,7 +103,7 @@ class UsualLoop:
             pin_memory=on_gpu,
             persistent_workers=True,
         )
-        self.batches = self._endless()
+        self.batches = _endless(self.loader)
         self.model = CifarResNet(recipe.architecture)
         initialize(self.model, torch.Generator().manual_seed(recipe.seed))
         self.model.to(self.device).train()
@@ -107,10 +112,6 @@ class UsualLoop:
         )
         half = machine.DTYPES[session.precision]
         self.autocast = torch.autocast(self.device.type, half) if autocast else nullcontext()
-
-    def _endless(self) -> Iterator[list[torch.Tensor]]:
-        while True:
-            yield from self.loader
 
     def __call__(self, count: int) -> None:
         with _defaults():
@@ -298,7 +299,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default="data/cifar10.safetensors", help="the preprocessed data set")
     parser.add_argument("--out", type=Path, default="benchmarks/throughput.csv", help="the table to append to")
     parser.add_argument("--n", type=int, nargs="+", default=[3, 9], help="depths 6n+2 (default: 3 9)")
-    parser.add_argument("--seconds", type=float, default=10.0, help="length of a turn (default: 10)")
+    parser.add_argument("--seconds", type=float, default=10.0, help="of a turn (default: 10; on a GPU 2 are enough)")
     args = parser.parse_args()
 
     session = Session(params.load(), args.data, Path("runs"), Path("scratch"))

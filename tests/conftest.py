@@ -9,7 +9,6 @@ os.environ["RESNET_CIFAR_DEVICE"] = "cpu"
 import pytest
 import torch
 import yaml
-from dvc.utils.hydra import compose_and_dump
 from safetensors.torch import save_file
 
 from resnet_cifar import dataset, machine
@@ -26,6 +25,8 @@ def _deterministic() -> None:
 
 def compose_to(path: Path, conf: Path, *overrides: str) -> None:
     """Write params.yaml as `dvc exp run` does."""
+    from dvc.utils.hydra import compose_and_dump  # here, so that tests/test_cuda.py runs where DVC is not
+
     compose_and_dump(path, str(conf), None, "config", str(conf), list(overrides))
 
 
@@ -47,17 +48,14 @@ def paper_params(compose) -> Params:
 
 
 @pytest.fixture(scope="session")
-def tiny_params(compose) -> Params:
+def tiny_params() -> Params:
     """ResNet-8, six iterations of eight images."""
-    overrides = [
-        "model.n=1",
-        "train.iterations=6",
-        "train.batch_size=8",
-        "train.milestones=[3,5]",
-        "train.eval_every=4",
-    ]
-    overrides += ["train.warmup.iterations=0", "train.precision=fp32"]
-    return Params.model_validate(yaml.safe_load(compose(*overrides)))
+    values = yaml.safe_load((ROOT / "params.yaml").read_text())
+    values["model"]["n"] = values["cells"]["n"] = [1]
+    values["train"] |= {"iterations": 6, "batch_size": 8, "lr": 0.1, "milestones": [3, 5], "eval_every": 4}
+    values["train"]["precision"] = "fp32"
+    values["train"]["warmup"]["iterations"] = 0
+    return Params.model_validate(values)
 
 
 @pytest.fixture(scope="session")

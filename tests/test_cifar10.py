@@ -95,6 +95,7 @@ def test_the_split_takes_the_same_of_each_class_and_parts_the_training_images(ra
 
 
 def test_the_split_is_the_one_it_has_always_been():
+    """Frozen: with another split the same parameter would name another data set."""
     labels = np.arange(40, dtype=np.uint8) % 10
     assert np.flatnonzero(hold_out(labels, 10)).tolist() == [1, 5, 7, 12, 13, 16, 28, 30, 34, 39]
 

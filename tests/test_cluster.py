@@ -14,6 +14,10 @@ from clone import Clone
 ray = pytest.importorskip("ray", reason="needs the extra [ray]")
 from ray.cluster_utils import Cluster  # noqa: E402
 
+from resnet_cifar import params  # noqa: E402
+from resnet_cifar.cells import Cell  # noqa: E402
+from resnet_cifar.sweep import cluster as sweep  # noqa: E402
+
 pytestmark = pytest.mark.ray
 
 SEEDS = range(6)
@@ -81,9 +85,15 @@ def wait_for(process: subprocess.Popen[str], words: str) -> str:
     raise AssertionError(f"the sweep ended without saying {words!r}:\n{lines}")
 
 
-def training() -> list[psutil.Process]:
-    """The worker processes that train."""
-    return [process for process in psutil.process_iter() if "ray::train_pack" in " ".join(command_line(process))]
+def training(cluster: Cluster) -> list[psutil.Process]:
+    """The cluster's worker processes that train."""
+    nodes = [node.node_id for node in cluster.list_all_nodes()]
+    return [
+        process
+        for process in psutil.process_iter()
+        if "ray::train_pack" in " ".join(command_line(process))
+        and any(node in command_line_of_raylet(process) for node in nodes)
+    ]
 
 
 def node_of(line: str) -> str:
@@ -93,7 +103,10 @@ def node_of(line: str) -> str:
 
 def command_line_of_raylet(worker: psutil.Process) -> str:
     """What started the worker's node, with the node's id."""
-    return " ".join(psutil.Process(worker.ppid()).cmdline())
+    try:
+        return " ".join(psutil.Process(worker.ppid()).cmdline())
+    except psutil.Error:
+        return ""
 
 
 def command_line(process: psutil.Process) -> list[str]:
@@ -103,11 +116,11 @@ def command_line(process: psutil.Process) -> list[str]:
         return []
 
 
-def await_training(count: int) -> list[psutil.Process]:
+def await_training(cluster: Cluster, count: int) -> list[psutil.Process]:
     """The worker processes that train, as soon as there are so many."""
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
-        if len(found := training()) == count:
+        if len(found := training(cluster)) == count:
             return found
         time.sleep(0.2)
     raise AssertionError(f"{len(found)} workers train, not {count}")
@@ -128,7 +141,7 @@ def test_a_cell_that_dies_three_times_is_reported_with_its_last_lines_and_stops_
     process = start(fresh, cluster)
     for _ in range(3):
         *_, line = wait_for(process, ": training resnet-1-0").splitlines()
-        (worker,) = [worker for worker in training() if node_of(line) in command_line_of_raylet(worker)]
+        (worker,) = [worker for worker in training(cluster) if node_of(line) in command_line_of_raylet(worker)]
         worker.kill()
     _, lines = process.communicate()
     assert process.returncode == 1
@@ -143,19 +156,42 @@ def test_a_cell_that_dies_three_times_is_reported_with_its_last_lines_and_stops_
     assert_recorded(fresh, ["resnet-1-1"])
 
 
-def test_a_node_with_other_code_is_refused_with_both_versions(fresh, cluster, tmp_path, monkeypatch):
+@pytest.fixture
+def other_code(fresh, cluster, tmp_path, monkeypatch) -> Iterator[None]:
+    """One more node, with another version of this package."""
     shutil.copytree(fresh.folder / "src", tmp_path / "src")
     with (tmp_path / "src/resnet_cifar/models.py").open("a") as file:
         file.write("# another version\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "src"))
     node = cluster.add_node(num_cpus=1)
+    yield
+    cluster.remove_node(node)
+
+
+@pytest.mark.usefixtures("other_code")
+def test_a_node_with_other_code_is_refused_with_both_versions(fresh, cluster):
     process = start(fresh, cluster)
     _, lines = process.communicate()
-    cluster.remove_node(node)
     assert process.returncode == 1
     assert "is refused: its code is " in lines.splitlines()[-1]
     assert ", the driver's is " in lines.splitlines()[-1]
     assert not (fresh.folder / "runs").exists()
+
+
+@pytest.mark.usefixtures("other_code")
+def test_a_node_with_other_code_that_joins_later_gets_no_second_task(fresh, cluster, monkeypatch):
+    monkeypatch.chdir(fresh.folder)
+    monkeypatch.setattr(sweep._Tasks, "check_nodes", lambda _: None)  # as if it had not been there to be asked
+    lines: list[str] = []
+    trained: list[str] = []
+    cells = [Cell.parse(name) for name in CELLS]
+    failed = sweep.train(params.load(), cells, lambda cell, _: trained.append(str(cell)), lines.append, cluster.address)
+    assert failed == []
+    assert sorted(trained) == CELLS
+    refusals = [line for line in lines if "is refused: its code is " in line]
+    assert len(refusals) == 1
+    assert node_of(refusals[0]) not in {node_of(line) for line in lines if ": training " in line}
+    assert not any("died" in line for line in lines)
 
 
 def test_without_a_cluster_it_starts_one_here_and_a_cell_that_diverges_stops_no_other(fresh):
@@ -186,14 +222,14 @@ def test_six_cells_on_three_nodes_whatever_dies(fresh, cluster):
         process.send_signal(signum)
         process.communicate()
         assert process.returncode == returncode
-        await_training(0)
+        await_training(cluster, 0)
 
     process = start(fresh, cluster)
     wait_for(process, ": training resnet-")
     wait_for(process, ": training resnet-")
     cluster.remove_node(cluster.list_all_nodes()[-1], allow_graceful=False)
     lines = wait_for(process, "its task died")
-    await_training(1)[0].kill()
+    await_training(cluster, 1)[0].kill()
     lines += wait_for(process, "its task died")
     _, rest = process.communicate()
     assert process.returncode == 0, lines + rest

@@ -83,6 +83,19 @@ def test_resumed_is_uninterrupted(tiny_params, data):
     assert same(finished(again, torch.cuda.Stream()), whole)
 
 
+def test_a_run_that_was_saved_at_its_end_only_writes_its_files(tiny_params, data):
+    """As the first network of a process: nothing is warm, and there is no step left to capture."""
+    made = recipe_of(tiny_params, NETWORKS[0], "bf16")
+    state = TrainState(made, data, 50)
+    finished(state, torch.cuda.Stream())
+    again = TrainState(made, data, 50)
+    again.restore(state.tensors())
+    trainer = Trainer(again, torch.cuda.Stream())
+    assert trainer.finished
+    assert isinstance(trainer.engine, EagerEngine)
+    assert trainer.history() == Trainer(state).history()
+
+
 def test_the_batches_are_the_cpus(tiny_params, data, tiny_dataset):
     made = recipe_of(tiny_params, NETWORKS[0], "fp32")
     on_gpu, on_cpu = TrainState(made, data, 50), TrainState(made, tiny_dataset, 50)

@@ -56,6 +56,7 @@ def test_files_of_a_cell(session):
     assert all(0 <= float(row["test_error"]) <= 100 for row in rows)
     record = json.loads(files.record.read_text())
     assert record["weights_sha256"] == weights(session, cell)
+    assert record["history_sha256"] == provenance.file_digest(files.history)
     assert record["digests"]["data"] == session.data_digest
     assert record["precision"] == "fp32"
     assert record["threads"] == torch.get_num_threads()

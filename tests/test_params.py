@@ -32,8 +32,9 @@ def test_presets_have_the_same_keys():
             return {path}
         return set().union(*(keys(value, f"{path}.{key}") for key, value in values.items()))
 
-    paper, quick = (yaml.safe_load((ROOT / f"conf/preset/{name}.yaml").read_text()) for name in ("paper", "quick"))
-    assert keys(paper) == keys(quick)
+    paper, *others = (keys(yaml.safe_load(path.read_text())) for path in sorted((ROOT / "conf/preset").iterdir()))
+    assert others
+    assert all(other == paper for other in others)
 
 
 @pytest.mark.parametrize(
@@ -87,9 +88,10 @@ def test_a_hand_edit_of_one_of_two_places_is_caught(compose, tmp_path):
 def test_no_file_and_no_yaml_are_one_sentence(tmp_path):
     with pytest.raises(InputError, match="cannot be read"):
         params.load(tmp_path / "params.yaml")
-    (tmp_path / "params.yaml").write_text("a: [")
-    with pytest.raises(InputError, match="is not YAML"):
-        params.load(tmp_path / "params.yaml")
+    for content in (b"a: [", b"a: \xff"):
+        (tmp_path / "params.yaml").write_bytes(content)
+        with pytest.raises(InputError, match="is not YAML"):
+            params.load(tmp_path / "params.yaml")
 
 
 def test_batch_larger_than_the_data(paper_params):

@@ -20,6 +20,7 @@ from resnet_cifar.report import figures, speed
 from resnet_cifar.report.outcome import follows_the_paper, load
 from resnet_cifar.report.statistics import summarize
 from resnet_cifar.report.writer import write
+from resnet_cifar.training.protocol import recipe
 
 ROOT = Path(__file__).resolve().parents[1]
 THROUGHPUT = ROOT / "benchmarks/throughput.csv"
@@ -68,7 +69,8 @@ def _make_cell(folder: Path, study: Params, cell: Cell) -> None:
         "threads": 16,
         "torch": "2.11.0",
         "precision": "bf16",
-        "digests": {"code": "a", "parameters": "b", "data": "c"},
+        "eval_every": train.eval_every,
+        "digests": {"code": "a", "parameters": recipe(study, cell, "bf16").digest, "data": "c"},
         "resumed_at": [],
     }
     files.record.write_text(json.dumps(identity | record))
@@ -220,16 +222,27 @@ def test_a_quick_run_says_so_first_and_compares_with_nothing(rendered):
 
 
 @pytest.mark.usefixtures("no_figures")
-@pytest.mark.parametrize("override", ["train.iterations=50000", "train.lr=0.05", "data.normalize=channel"])
-def test_another_protocol_is_said_to_be_one_and_compared_with_nothing(rendered, override):
-    text = (rendered("preset=paper", "model.n=3", override) / "metrics.md").read_text()
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["train.iterations=50000"],
+        ["train.lr=0.05"],
+        ["data.normalize=channel"],
+        ["data.validation=40000"],
+        ["train.warmup.min_n=1"],
+        ["train.warmup.iterations=63999", "model.n=[3,18]"],
+    ],
+)
+def test_another_protocol_is_said_to_be_one_and_compared_with_nothing(rendered, overrides):
+    text = (rendered("preset=paper", "model.n=3", *overrides) / "metrics.md").read_text()
     assert "another protocol than the paper's" in text.partition("\n")[0]
     assert "8.75" not in text
     assert "Article" not in text
 
 
-def test_the_paper_preset_is_compared(paper_params):
-    assert follows_the_paper(paper_params)
+@pytest.mark.parametrize("override", ["model.n=[3,5,7,9]", "model.n=[3,18]", "data.validation=5000"])
+def test_the_paper_preset_is_compared(study_of, override):
+    assert follows_the_paper(study_of("preset=paper", override))
 
 
 @pytest.mark.usefixtures("no_figures")
@@ -278,12 +291,13 @@ def test_published_values_are_those_of_the_papers_table_6(study_of, tmp_path):
 def test_the_newest_measurement_of_each_device_is_shown(tmp_path):
     path = tmp_path / "throughput.csv"
     header = ",".join(speed.COLUMNS)
-    old, new, other = (
-        f"2026-01-0{day},{gpu},ResNet-20,loop,fp32,1,{rate},1,1"
-        for day, gpu, rate in ((1, "A", 100), (2, "A", 200), (1, "B", 300))
+    old, new, other, one_thread = (
+        f"2026-01-0{day},{gpu},{threads},2.14,ResNet-20,loop,fp32,1,{rate},1,1"
+        for day, gpu, threads, rate in ((1, "A", 2, 100), (2, "A", 2, 200), (1, "B", 2, 300), (3, "A", 1, 400))
     )
-    path.write_text("\n".join([header, old, other, new]))
-    assert speed.load(path).set_index("device")["images_per_second"].to_dict() == {"A": 200, "B": 300}
+    path.write_text("\n".join([header, old, other, new, one_thread]))
+    shown = speed.load(path).set_index(["device", "threads"])["images_per_second"].to_dict()
+    assert shown == {("A", 2): 200, ("B", 2): 300, ("A", 1): 400}
     path.write_text(header)
     with pytest.raises(InputError, match="is missing or not"):
         speed.load(path)
@@ -340,6 +354,8 @@ def test_every_run_is_a_dot_and_every_published_value_a_mark(tmp_path, study_of,
         (lambda f: _edit(f / "runs/resnet-9-1/run.json", iterations=99), r"run\.json ends at iteration 99, not at 40"),
         (lambda f: _edit(f / "runs/resnet-9-1/run.json", cell="resnet-9-0"), r"run\.json is of resnet-9-0"),
         (lambda f: _edit(f / "runs/resnet-9-1/run.json", weights_sha256="x"), r"are of different weights"),
+        (lambda f: _edit(f / "runs/resnet-9-1/run.json", precision="fp32"), r"run\.json is of other parameters"),
+        (lambda f: _edit(f / "runs/resnet-9-1/run.json", eval_every=10), r"run\.json has train\.eval_every 10, not 20"),
         (lambda f: _edit(f / "results/resnet-9-1/metrics.json", validation={"error": 1}), r"data\.validation 0"),
     ],
 )

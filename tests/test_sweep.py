@@ -173,6 +173,15 @@ def test_a_cell_is_its_three_files(tmp_path, name):
     assert Tree.read().mismatch(CELLS[0], run_files(tmp_path, CELLS[0])) == f"its {name} is missing"
 
 
+@pytest.mark.parametrize("name", ["weights.safetensors", "history.csv"])
+@pytest.mark.usefixtures("clone")
+def test_a_byte_that_changed_on_the_way_is_noticed(tmp_path, name):
+    shutil.copytree(RUNS / "resnet-1-0", tmp_path / "resnet-1-0")
+    with (tmp_path / "resnet-1-0" / name).open("ab") as file:
+        file.write(b"0")
+    assert Tree.read().mismatch(CELLS[0], run_files(tmp_path, CELLS[0])).startswith(f"its {name} has the SHA-256 ")
+
+
 def test_refuses_to_record_when_the_tree_has_changed(clone, monkeypatch):
     def say(line: str) -> None:
         if "recorded, 1 of 2" in line:

@@ -30,7 +30,7 @@ def configure() -> torch.device:
     InputError
         If an environment variable names a device that is not there or a thread count that is not a number.
     """
-    torch.set_num_threads(_threads())
+    torch.set_num_threads(threads())
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = False
     torch.backends.cudnn.benchmark = False
@@ -39,7 +39,8 @@ def configure() -> torch.device:
     return _device()
 
 
-def _threads() -> int:
+def threads() -> int:
+    """CPU threads, by the environment or by the cores that this process may use."""
     given = os.environ.get("RESNET_CIFAR_THREADS", "")
     if not given:
         return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -70,7 +70,7 @@ class Cells(_Section):
 class Params(_Section):
     """All parameters; see conf/ for what each one means."""
 
-    preset: Literal["paper", "quick"]
+    preset: Annotated[str, Field(min_length=1)]
     model: Model
     data: Data
     train: Train
@@ -133,10 +133,10 @@ def load(path: Path = Path("params.yaml")) -> Params:
         If the file is missing, is not YAML, or a value in it is not allowed; the sentence names the key.
     """
     try:
-        values = yaml.safe_load(path.read_text())
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}): run this in the repository's root.") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}.") from None
     try:
         return Params.model_validate(values)

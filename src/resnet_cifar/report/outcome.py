@@ -1,7 +1,7 @@
 """The cells' results, read and checked: all of the study, or an error that names what is missing."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +11,23 @@ import pandas as pd
 from resnet_cifar.cells import NETS, Cell, run_files
 from resnet_cifar.errors import InputError
 from resnet_cifar.params import Params
+from resnet_cifar.training.protocol import recipe
 
 PUBLISHED = Path(__file__).with_name("published.csv")
 PROTOCOL = {
     "iterations": 64_000,
     "batch_size": 128,
     "lr": 0.1,
-    "milestones": [32_000, 48_000],
+    "milestones": (32_000, 48_000),
     "gamma": 0.1,
     "momentum": 0.9,
     "weight_decay": 1e-4,
+    "normalize": "pixel_mean",
 }
+"""The paper's values (section 4.2) of what a :class:`~resnet_cifar.training.protocol.Recipe` holds."""
+WARMUP = {"warmup_iterations": 400, "warmup_lr": 0.01}
+"""Of networks with n of 18 or more; the others have none."""
+HELD_OUT = (0, 5_000)
 
 
 @dataclass(frozen=True)
@@ -119,6 +125,10 @@ def _read(cell: Cell, study: Params, runs: Path, results: Path) -> tuple[dict[st
     for name, ended in iterations.items():
         if ended != study.train.iterations:
             raise ValueError(f"its {name} ends at iteration {ended}, not at {study.train.iterations}")
+    if record["digests"]["parameters"] != recipe(study, cell, record["precision"]).digest:
+        raise ValueError("its run.json is of other parameters")
+    if record["eval_every"] != study.train.eval_every:
+        raise ValueError(f"its run.json has train.eval_every {record['eval_every']}, not {study.train.eval_every}")
     held_out = study.data.validation > 0
     if ("validation_error" in history) != held_out or bool(metrics["validation"]) != held_out:
         raise ValueError(f"its files are not of data.validation {study.data.validation}")
@@ -165,11 +175,16 @@ def _row(cell: Cell, record: dict[str, Any], metrics: dict[str, Any]) -> dict[st
 def follows_the_paper(study: Params) -> bool:
     """Whether the study's protocol is the paper's (section 4.2), so that its errors may stand beside the paper's.
 
-    Held-out images are part of it there; the rate at the start is for the deepest networks, which reach no low error
-    without it, and its length is theirs to choose.
+    The paper's 5,000 held-out images are part of it; shortcuts and precision are not asked for.
     """
-    same = all(getattr(study.train, key) == value for key, value in PROTOCOL.items())
-    return study.preset == "paper" and same and study.data.normalize == "pixel_mean"
+    if study.data.validation not in HELD_OUT:
+        return False
+    for cell in study.list_cells():
+        run = asdict(recipe(study, cell, study.train.precision))
+        warmup = WARMUP if cell.n >= 18 else {"warmup_iterations": 0}
+        if any(run[key] != value for key, value in (PROTOCOL | warmup).items()):
+            return False
+    return True
 
 
 def _published(study: Params, cells: list[Cell]) -> pd.DataFrame:

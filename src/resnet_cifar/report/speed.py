@@ -6,7 +6,7 @@ import pandas as pd
 
 from resnet_cifar.errors import InputError
 
-MEASURED = ["device", "network", "way", "precision", "networks_at_once"]
+MEASURED = ["device", "threads", "torch", "network", "way", "precision", "networks_at_once"]
 COLUMNS = ["date", *MEASURED, "images_per_second", "seconds_per_64k_iterations", "times_the_usual_loop"]
 
 

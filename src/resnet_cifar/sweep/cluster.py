@@ -20,7 +20,6 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-import torch
 
 from resnet_cifar import machine
 from resnet_cifar.cells import Cell, RunFiles, run_files
@@ -29,7 +28,7 @@ from resnet_cifar.params import Params
 from resnet_cifar.sweep.local import share
 from resnet_cifar.sweep.tree import DATA
 from resnet_cifar.training import provenance
-from resnet_cifar.training.packing import Interrupted, StopSignal, train_cells
+from resnet_cifar.training.packing import Interrupted, StopSignal, pack_size, train_cells
 from resnet_cifar.training.runs import Session
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray would report to its makers
@@ -37,7 +36,7 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # and warn abo
 
 import ray
 from ray.exceptions import RayError, RayTaskError
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, NodeLabelSchedulingStrategy, NotIn
 
 PACK = 10  # cells of a task on a GPU, where RESNET_CIFAR_PACK does not say
 TRIES = 3
@@ -54,6 +53,14 @@ class Delivery:
     cell: str
     files: dict[str, bytes]
     failure: str = ""
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """What a task sends instead of training on a node with other code or versions."""
+
+    node: str
+    sentence: str
 
 
 def train(
@@ -136,7 +143,10 @@ class _Flow:
                 for cell in self.running.pop(stream):
                     self._died(cell, error)
             else:
-                self._receive(sent, self.running[stream])
+                if isinstance(sent, Refusal):
+                    self._send_elsewhere(sent, self.running.pop(stream))
+                else:
+                    self._receive(sent, self.running[stream])
 
     def cancel(self) -> None:
         for stream in self.running:
@@ -163,6 +173,12 @@ class _Flow:
         if failure:
             self.failed[cell] = f"{cell}: {failure}"
 
+    def _send_elsewhere(self, refusal: Refusal, pack: list[Cell]) -> None:
+        """Start a pack again where it is not refused."""
+        if self.tasks.avoid(refusal.node):
+            self.say(refusal.sentence)
+        self.running[self.tasks.start(pack)] = pack
+
     def _died(self, cell: Cell, error: RayError) -> None:
         self.deaths[cell] += 1
         self.lines[cell].extend(line for line in str(error).splitlines() if line.strip())
@@ -177,11 +193,10 @@ class _Tasks:
     """How packs of cells become tasks of this cluster."""
 
     def __init__(self, params: Params) -> None:
-        machine.configure()
-        threads = torch.get_num_threads()
+        threads = machine.threads()
         nodes = [node for node in ray.nodes() if node["Alive"]]
         gpus = sum(node["Resources"].get("GPU", 0) for node in nodes)
-        self.on_gpu = gpus >= 1 and os.environ.get("RESNET_CIFAR_DEVICE", "cuda") != "cpu"
+        self.on_gpu = _on_gpu(gpus)
         self.needs = {"num_gpus": 1} if self.on_gpu else {"num_cpus": threads}
         resource, amount = ("GPU", 1) if self.on_gpu else ("CPU", threads)
         self.nodes = [node for node in nodes if node["Resources"].get(resource, 0) >= amount]
@@ -190,23 +205,34 @@ class _Tasks:
                 f"no node of the cluster has {threads} CPUs for a cell: set RESNET_CIFAR_THREADS to what they have, "
                 "which is part of what decides the bits."
             )
+        self.pack_size = (pack_size() or PACK) if self.on_gpu else 1
         self.places = int(gpus) if self.on_gpu else 1
+        self.avoided: set[str] = set()
         self.settings = {
             "RESNET_CIFAR_DEVICE": "cuda" if self.on_gpu else "cpu",
             "RESNET_CIFAR_THREADS": str(threads),  # Ray sets its own number of threads for a task; this one wins
-            "RESNET_CIFAR_PACK": os.environ.get("RESNET_CIFAR_PACK", ""),
+            "RESNET_CIFAR_PACK": str(self.pack_size),
+            "RESNET_CIFAR_SAVE_EVERY": "inf",  # a task that is started again finds nothing on another node
         }
         self.params, self.versions = params.model_dump(), versions()
         self.data = ray.put(np.fromfile(DATA, np.uint8))
 
     def packs(self, cells: list[Cell]) -> list[list[Cell]]:
         """Cells by task: about the same work in each, one a cell on CPUs."""
-        size = int(self.settings["RESNET_CIFAR_PACK"] or PACK) if self.on_gpu else 1
-        return share(cells, max(self.places, -(-len(cells) // size)))
+        return share(cells, max(self.places, -(-len(cells) // self.pack_size)))
 
     def start(self, pack: list[Cell]) -> "ray.ObjectRefGenerator":
         remote = ray.remote(num_returns="streaming", max_retries=0, **self.needs)(train_pack)
+        if self.avoided:
+            elsewhere = NodeLabelSchedulingStrategy(hard={"ray.io/node-id": NotIn(*self.avoided)})
+            remote = remote.options(scheduling_strategy=elsewhere)
         return remote.remote([cell.name for cell in pack], self.params, self.data, self.versions, self.settings)
+
+    def avoid(self, node: str) -> bool:
+        """Start no more tasks on a node; False if that was known."""
+        known = node in self.avoided
+        self.avoided.add(node)
+        return not known
 
     def check_nodes(self) -> None:
         """Ask each node that can train for its versions."""
@@ -232,19 +258,22 @@ class _Tasks:
 
 def train_pack(
     names: list[str], params: dict[str, Any], data: np.ndarray, expected: dict[str, str], settings: dict[str, str]
-) -> Iterator[str | Delivery]:
+) -> Iterator[str | Delivery | Refusal]:
     """Train cells on this node; yield lines of progress, and each cell as soon as it is trained."""
+    node = ray.get_runtime_context().get_node_id()
+    here = f"{ray.util.get_node_ip_address()} (node {node[:8]})"
     difference = _difference(versions(), expected)
-    if difference:  # a node that joined later
-        raise InputError(difference)
+    if difference:  # it joined when the others had been asked
+        yield Refusal(node, f"{here} is refused: {difference}; a cell needs the same everywhere.")
+        return
     os.environ.update(settings)
     cells = [Cell.parse(name) for name in names]
-    here = f"{ray.util.get_node_ip_address()} (node {ray.get_runtime_context().get_node_id()[:8]})"
     yield f"{here}: training {', '.join(names)}"
     with TemporaryDirectory(prefix="resnet-cifar-") as name:
         folder = Path(name)
         data.tofile(folder / DATA.name)
         session = Session(Params.model_validate(params), folder / DATA.name, folder / "runs", folder / "scratch")
+        (folder / DATA.name).unlink()  # now, since a task that is killed leaves its folder behind
         outbox: queue.Queue[str | Delivery | Exception | None] = queue.Queue()
         threading.Thread(target=_train_into, args=(outbox, session, cells), daemon=True).start()
         while (sent := outbox.get()) is not None:
@@ -278,6 +307,18 @@ def versions() -> dict[str, str]:
 
 
 # ---- On the driver ---------------------------------------------------------------------------------------------
+
+
+def _on_gpu(gpus: float) -> bool:
+    """Whether a cluster with so many GPUs trains on them."""
+    given = os.environ.get("RESNET_CIFAR_DEVICE", "")
+    if given not in ("", "cpu", "cuda"):
+        raise InputError(
+            f"RESNET_CIFAR_DEVICE is {given!r}; with --ray it should be cpu or cuda, since Ray picks the GPU."
+        )
+    if given == "cuda" and gpus < 1:
+        raise InputError("RESNET_CIFAR_DEVICE is 'cuda'; no node of the cluster has a GPU.")
+    return gpus >= 1 and given != "cpu"
 
 
 def _difference(theirs: dict[str, str], ours: dict[str, str]) -> str | None:
@@ -315,6 +356,8 @@ def _connected(address: str | None) -> Iterator[None]:
         raise InputError(
             f"the Ray cluster at {address} cannot be joined ({_reason(error)}): it must run and share its token."
         ) from None
+    except RuntimeError as error:  # it names both versions of Ray and Python
+        raise InputError(f"the Ray cluster at {address} cannot be joined: {' '.join(str(error).split())}") from None
     try:
         yield
     finally:

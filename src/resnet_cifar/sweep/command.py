@@ -139,7 +139,7 @@ def _cluster() -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name != "ray":
             raise
-        raise InputError("--ray needs Ray: install it with `pip install 'resnet-cifar[ray]'`.") from None
+        raise InputError("--ray needs Ray: install it with `pip install -c constraints.txt -e '.[ray]'`.") from None
     return cluster
 
 

@@ -71,17 +71,18 @@ class Tree:
             for what, there, here in comparisons:
                 if there != here:
                     return f"its {what} is {_short(there)}, not {_short(here)} as in this tree"
-            weights = provenance.file_digest(files.weights)
-            if weights != record["weights_sha256"]:
-                return (
-                    f"its {files.weights.name} has the SHA-256 {_short(weights)}, "
-                    f"not {_short(record['weights_sha256'])} as its run.json says"
-                )
+            for file, recorded in ((files.weights, "weights_sha256"), (files.history, "history_sha256")):
+                found = provenance.file_digest(file)
+                if found != record[recorded]:
+                    return (
+                        f"its {file.name} has the SHA-256 {_short(found)}, "
+                        f"not {_short(record[recorded])} as its run.json says"
+                    )
         except FileNotFoundError as error:
             return f"its {Path(error.filename).name} is missing"
         except (OSError, ValueError, KeyError, TypeError):
             return f"its {files.record.name} cannot be read"
-        return None if files.history.exists() else f"its {files.history.name} is missing"
+        return None
 
     def has_run(self, cell: Cell) -> bool:
         """Whether the cell's finished run lies in ``runs/``."""

@@ -29,8 +29,9 @@ class Trainer:
 
     def __init__(self, state: TrainState, stream: "torch.cuda.Stream | None" = None) -> None:
         self.state = state
-        self.engine = GraphEngine(state, stream) if stream else EagerEngine(state)
         self.done = self.checked = int(state.iteration)
+        # A state that was saved at its end leaves a graph nothing to be captured from.
+        self.engine = GraphEngine(state, stream) if stream and not self.finished else EagerEngine(state)
         self.loss = math.nan
 
     @property

@@ -81,7 +81,7 @@ def train_cells(
             if waiting and len(active) < at_once:
                 cell = waiting.pop(0)
                 stream = next(s for s in streams if s is None or s not in [run.stream for run in active])
-                run = _begin(session, cell, stream)
+                run = _begin(session, cell, stream, alone=not active)
                 if run:
                     active.append(run)
                     progress.start += run.resumed
@@ -133,8 +133,16 @@ def _save_all(active: list[CellRun], say: Callable[[str], None]) -> None:
             say(f"{run.cell}: stopped at iteration {run.trainer.done:,}; the same command goes on from there")
 
 
-def _begin(session: Session, cell: Cell, stream: "torch.cuda.Stream | None") -> CellRun | None:
-    """The run of a cell, made ready or resumed; None if the device has no memory for it."""
+def _begin(session: Session, cell: Cell, stream: "torch.cuda.Stream | None", alone: bool) -> CellRun | None:
+    """The run of a cell, made ready or resumed; None if the device has no memory for it.
+
+    Beside others it is not begun where memory may run out: cuDNN would then take another algorithm, with other bits.
+    """
+    if stream and not alone:
+        torch.cuda.empty_cache()
+        free, _ = torch.cuda.mem_get_info(session.device)
+        if free < _footprint(session, cell):
+            return None
     try:
         return CellRun(session, cell, stream)
     except torch.OutOfMemoryError:
@@ -145,15 +153,21 @@ def _begin(session: Session, cell: Cell, stream: "torch.cuda.Stream | None") -> 
 
 def fit_at_once(session: Session, cells: list[Cell]) -> int:
     """How many cells train at once: on a GPU what the environment says or, without that, what memory takes."""
-    given = os.environ.get("RESNET_CIFAR_PACK", "")
-    if given and not (given.isdecimal() and 1 <= int(given) <= MOST_AT_ONCE):
-        raise InputError(f"RESNET_CIFAR_PACK is {given!r}; it should be a whole number from 1 to {MOST_AT_ONCE}.")
+    given = pack_size()
     if session.device.type == "cpu" or not cells:
         return 1
     if given:
-        return int(given)
+        return given
     free, _ = torch.cuda.mem_get_info(session.device)
     return max(1, min(MOST_AT_ONCE, int(0.8 * free) // _footprint(session, cells[0])))
+
+
+def pack_size() -> int | None:
+    """What the environment says about how many cells a GPU trains at once."""
+    given = os.environ.get("RESNET_CIFAR_PACK", "")
+    if given and not (given.isdecimal() and 1 <= int(given) <= MOST_AT_ONCE):
+        raise InputError(f"RESNET_CIFAR_PACK is {given!r}; it should be a whole number from 1 to {MOST_AT_ONCE}.")
+    return int(given) if given else None
 
 
 def _footprint(session: Session, cell: Cell) -> int:

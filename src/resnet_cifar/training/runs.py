@@ -59,13 +59,16 @@ class Session:
 
     def identity(self, cell: Cell) -> dict[str, Any]:
         """What decides a cell's files: digests, the machine's kind, and how often the curve is drawn."""
+        kind = machine.describe(self.device)
+        if self.device.type != "cpu":
+            del kind["threads"]  # on a GPU they decide nothing
         return {
             "digests": {
                 "code": self.code_digest,
                 "parameters": self.recipe(cell).digest,
                 "data": self.data_digest,
             },
-            **machine.describe(self.device),
+            **kind,
             "precision": self.precision,
             "eval_every": self.params.train.eval_every,
         }
@@ -78,8 +81,8 @@ class Session:
             identity = self.identity(cell)
             return (
                 {key: record[key] for key in identity} == identity
-                and files.history.exists()
                 and provenance.file_digest(files.weights) == record["weights_sha256"]
+                and provenance.file_digest(files.history) == record["history_sha256"]
             )
         except (OSError, ValueError, KeyError):
             return False
@@ -97,7 +100,7 @@ class CellRun:
         self.saved = session.scratch / cell.name / f"{name}.safetensors"
         self.past = resume.load(self.saved, state, self.identity) or resume.Past()
         self.trainer = Trainer(state, stream)
-        self.resumed = self.trainer.done
+        self.resumed = self.stored = self.trainer.done
         self.finished = False
         self.began = self.looked = self.written = time.monotonic()
 
@@ -128,9 +131,11 @@ class CellRun:
         return True
 
     def save(self) -> None:
-        """Save the state, if its losses are finite."""
+        """Save the state, if its losses are finite and it is not saved yet."""
         self.trainer.settle()
-        resume.save(self.saved, self.trainer.state, self.identity, replace(self.past, seconds=self.seconds))
+        if self.trainer.done > self.stored:
+            resume.save(self.saved, self.trainer.state, self.identity, replace(self.past, seconds=self.seconds))
+            self.stored = self.trainer.done
         self.written = time.monotonic()
 
     def forget(self) -> None:
@@ -156,6 +161,8 @@ class CellRun:
             "images_per_second": round(images / self.seconds, 1),
             "resumed_at": self.past.resumed_at,
             "weights_sha256": provenance.file_digest(files.weights),
+            "history_sha256": provenance.file_digest(files.history),
+            **machine.describe(self.session.device),
             **self.identity,
         }
         write_whole(files.record, (json.dumps(record, indent=2) + "\n").encode())
