@@ -1,8 +1,10 @@
 """The parameters: composition, checks, and one sentence that names the key for each mistake."""
 
+import shutil
+
 import pytest
 import yaml
-from conftest import ROOT
+from conftest import ROOT, compose_to
 
 from resnet_cifar import params
 from resnet_cifar.errors import InputError
@@ -35,6 +37,15 @@ def test_presets_have_the_same_keys():
     paper, *others = (keys(yaml.safe_load(path.read_text())) for path in sorted((ROOT / "conf/preset").iterdir()))
     assert others
     assert all(other == paper for other in others)
+
+
+def test_a_study_of_ones_own_is_one_more_file(tmp_path):
+    shutil.copytree(ROOT / "conf", tmp_path / "conf")
+    text = (ROOT / "conf/preset/paper.yaml").read_text()
+    (tmp_path / "conf/preset/half.yaml").write_text(text.replace("preset: paper", "preset: half"))
+    compose_to(tmp_path / "params.yaml", tmp_path / "conf", "preset=half", "train.lr=0.05")
+    loaded = params.load(tmp_path / "params.yaml")
+    assert (loaded.preset, loaded.train.lr, loaded.train.iterations) == ("half", 0.05, 64_000)
 
 
 @pytest.mark.parametrize(
