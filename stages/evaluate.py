@@ -1,9 +1,11 @@
 """Evaluate trained cells from their checkpoints: results/<cell>/{metrics.json, predictions.safetensors}."""
 
 import argparse
+import signal
 import sys
 from pathlib import Path
 
+signal.signal(signal.SIGINT, signal.SIG_DFL)  # until exit_with: the imports take seconds, and Ctrl-C needs no traceback
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 from resnet_cifar import dataset, machine

@@ -358,6 +358,17 @@ def test_killed_and_started_again_the_same_bytes(checkout, signum):
         assert (run / name).read_bytes() == (checkout / "whole/resnet-1-0" / name).read_bytes()
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc to see how far the process is")
+def test_ctrl_c_during_the_imports_shows_no_traceback(checkout):
+    process = stage(checkout)
+    while process.poll() is None and "libtorch" not in Path(f"/proc/{process.pid}/maps").read_text():
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate()
+    assert process.returncode == -signal.SIGINT
+    assert errors == ""
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [

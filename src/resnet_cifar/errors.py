@@ -15,6 +15,7 @@ def exit_with(main: Callable[[], None]) -> None:
     That is an :class:`InputError`, and an ``OSError`` such as a full disk. Ctrl-C gives 130 and SIGTERM 143, both after
     everything that was begun is cleaned up.
     """
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         main()

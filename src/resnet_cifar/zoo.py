@@ -2,9 +2,9 @@
 
 A network takes images in [0, 1]: its checkpoint carries the normalisation, so timm's own (``mean``, ``std``) is none.
 
-With ``checkpoint_path=`` timm loads strictly, so the network must have the checkpoint's ten classes. But a plain network
-has the same keys as the residual one of its depth, and timm does not look which of the two a file is of: its metadata
-says so, which :func:`resnet_cifar.checkpoint.load_model` reads. A new head, or
+With ``checkpoint_path=`` timm loads strictly, so the network must have the checkpoint's ten classes. But a plain
+network has the same keys as the residual one of its depth, and timm does not look which of the two a file is of: its
+metadata says so, which :func:`resnet_cifar.checkpoint.load_model` reads. A new head, or
 ``features_only=True``, on trained weights is what timm calls pretrained::
 
     timm.create_model(name, pretrained=True, pretrained_cfg_overlay={"file": path}, num_classes=100)
