@@ -15,7 +15,7 @@ test: .venv/installed-test
 	python -m pytest
 
 test-ray: .venv/installed-ray
-	python -m pytest -m ray --numprocesses 0
+	python -m pytest -m ray --numprocesses 0 tests/test_cluster.py
 
 lint: .venv/installed-test
 	ruff check .
