@@ -108,8 +108,8 @@ def train(
         flow = _Flow(tasks, cells, take, say)
         while flow.running and not stop.received:
             flow.look()
-        flow.cancel()
         if stop.received:
+            flow.cancel()
             raise Interrupted(stop.received)
         flow.report()
     return list(flow.failed.values())
@@ -143,12 +143,10 @@ class _Flow:
                 for cell in self.running.pop(stream):
                     self._died(cell, error)
             else:
-                if isinstance(sent, Refusal):
-                    self._send_elsewhere(sent, self.running.pop(stream))
-                else:
-                    self._receive(sent, self.running[stream])
+                self._receive(sent, stream)
 
     def cancel(self) -> None:
+        """Stop the tasks that run."""
         for stream in self.running:
             ray.cancel(stream, force=True)
 
@@ -160,24 +158,26 @@ class _Flow:
                 for line in self.lines[cell]:
                     self.say(f"    {line}")
 
-    def _receive(self, sent: "str | Delivery", pack: list[Cell]) -> None:
-        """Say a line, or hand over a cell, of a pack that is on its way."""
-        if isinstance(sent, str):
-            self.say(sent)
-            for cell in pack:
-                self.lines[cell].append(sent)
-            return
-        cell = Cell.parse(sent.cell)
-        pack.remove(cell)
-        failure = sent.failure or _hand_over(cell, sent, self.take)
-        if failure:
-            self.failed[cell] = f"{cell}: {failure}"
-
-    def _send_elsewhere(self, refusal: Refusal, pack: list[Cell]) -> None:
-        """Start a pack again where it is not refused."""
-        if self.tasks.avoid(refusal.node):
-            self.say(refusal.sentence)
-        self.running[self.tasks.start(pack)] = pack
+    def _receive(self, sent: "str | Delivery | Refusal", stream: "ray.ObjectRefGenerator") -> None:
+        """Say a line, hand over a cell, or start a pack again where it is not refused."""
+        pack = self.running[stream]
+        match sent:
+            case str():
+                self.say(sent)
+                for cell in pack:
+                    self.lines[cell].append(sent)
+            case Delivery():
+                cell = Cell.parse(sent.cell)
+                pack.remove(cell)
+                failure = sent.failure or _hand_over(cell, sent, self.take)
+                if failure:
+                    self.failed[cell] = f"{cell}: {failure}"
+            case Refusal():
+                if sent.node not in self.tasks.avoided:
+                    self.say(sent.sentence)
+                self.tasks.avoided.add(sent.node)
+                del self.running[stream]
+                self.running[self.tasks.start(pack)] = pack
 
     def _died(self, cell: Cell, error: RayError) -> None:
         self.deaths[cell] += 1
@@ -207,7 +207,7 @@ class _Tasks:
             )
         self.pack_size = (pack_size() or PACK) if self.on_gpu else 1
         self.places = int(gpus) if self.on_gpu else 1
-        self.avoided: set[str] = set()
+        self.avoided: set[str] = set()  # nodes on which no more tasks are started
         self.settings = {
             "RESNET_CIFAR_DEVICE": "cuda" if self.on_gpu else "cpu",
             "RESNET_CIFAR_THREADS": str(threads),  # Ray sets its own number of threads for a task; this one wins
@@ -227,12 +227,6 @@ class _Tasks:
             elsewhere = NodeLabelSchedulingStrategy(hard={"ray.io/node-id": NotIn(*self.avoided)})
             remote = remote.options(scheduling_strategy=elsewhere)
         return remote.remote([cell.name for cell in pack], self.params, self.data, self.versions, self.settings)
-
-    def avoid(self, node: str) -> bool:
-        """Start no more tasks on a node; False if that was known."""
-        known = node in self.avoided
-        self.avoided.add(node)
-        return not known
 
     def check_nodes(self) -> None:
         """Ask each node that can train for its versions."""
