@@ -1,25 +1,33 @@
-"""The one exception a user is meant to see, and how a command shows it."""
+"""The exceptions whose message a user is meant to see, and how a command shows them."""
 
 import signal
 import sys
 from collections.abc import Callable
 
 
-class InputError(ValueError):
-    """Something the user gave cannot be used: one sentence that says what was wrong and what would be right."""
+class ReportedError(Exception):
+    """What a command ends with: one sentence that says what happened and what would be right."""
+
+
+class InputError(ReportedError, ValueError):
+    """Something the user gave cannot be used."""
+
+
+class TrainingError(ReportedError):
+    """A network cannot be trained to its end: it diverges, or the device has too little memory."""
 
 
 def exit_with(main: Callable[[], None]) -> None:
     """Run a command's ``main``; what a user can mend becomes one line on stderr and exit code 1.
 
-    That is an :class:`InputError`, and an ``OSError`` such as a full disk. Ctrl-C gives 130 and SIGTERM 143, both after
-    everything that was begun is cleaned up.
+    That is a :class:`ReportedError`, and an ``OSError`` such as a full disk. Ctrl-C gives 130 and SIGTERM 143, both
+    after everything that was begun is cleaned up.
     """
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         main()
-    except InputError as error:
+    except ReportedError as error:
         sys.exit(f"error: {error}")
     except OSError as error:
         sys.exit(f"error: {f'{error.filename}: ' if error.filename else ''}{error.strerror or error}.")
