@@ -39,7 +39,12 @@ class Cell:
     @property
     def network(self) -> str:
         """The paper's name of the network, as in ``ResNet-20``."""
-        return f"{NETS[self.net]}-{6 * self.n + 2}"
+        return f"{NETS[self.net]}-{self.depth}"
+
+    @property
+    def depth(self) -> int:
+        """The number of layers with weights, 6n+2."""
+        return 6 * self.n + 2
 
     def __str__(self) -> str:
         return self.name

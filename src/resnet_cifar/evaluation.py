@@ -1,27 +1,83 @@
 """What a trained network is worth: error, loss, calibration and confusion, from its checkpoint alone."""
 
-import hashlib
 import json
-from pathlib import Path
-from typing import Any
+import math
+from typing import Annotated
 
+import numpy as np
 import torch
-import torch.nn.functional as F
-from safetensors.torch import save
-from torch import Tensor
+from pydantic import BaseModel, ConfigDict, Field
 
-from resnet_cifar.cells import Cell, run_files
-from resnet_cifar.checkpoint import load_model, write_whole
-from resnet_cifar.dataset import Dataset, Split
-from resnet_cifar.errors import InputError
-from resnet_cifar.models import CifarResNet
+from resnet_cifar.numerics import metrics
+from resnet_cifar.numerics.data import Split, pixel_values
+from resnet_cifar.numerics.logits import compute_logits
+from resnet_cifar.numerics.models import CifarResNet
+from resnet_cifar.training.record import Arithmetic, Digest
 
-BATCH = 50  # the fastest on two CPU cores; one size for all, because the size can change the last bits
+CLASSES = 10
 BINS = 15
+ClassErrors = Annotated[list[float | None], Field(min_length=CLASSES, max_length=CLASSES)]
+Row = Annotated[list[int], Field(min_length=CLASSES, max_length=CLASSES)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Measures(_Part):
+    """What one split says of a network.
+
+    Parameters
+    ----------
+    error, calibration_error : float
+        In percent.
+    loss : float
+        The mean cross-entropy in nats.
+    class_errors : list of float or None
+        In percent; None for a class without images.
+    confusion : list of list of int
+        Images by true class (rows) and predicted class.
+    """
+
+    error: float
+    loss: float
+    calibration_error: float
+    class_errors: ClassErrors
+    confusion: Annotated[list[Row], Field(min_length=CLASSES, max_length=CLASSES)]
+
+
+class Result(_Part):
+    """metrics.json: one cell's evaluation, with digests of what it read and of the logits beside it.
+
+    Parameters
+    ----------
+    cell : str
+    parameters : int
+        Weights of the network.
+    weights_sha256, data_sha256, predictions_sha256 : str
+        Digests of the checkpoint's tensors, of the data set's file and of the logits in predictions.safetensors.
+    arithmetic : Arithmetic
+        How the logits were computed.
+    test, validation : Measures
+        ``validation`` is None if no image is held out.
+    """
+
+    cell: str
+    parameters: int
+    weights_sha256: Digest
+    data_sha256: Digest
+    predictions_sha256: Digest
+    arithmetic: Arithmetic
+    test: Measures
+    validation: Measures | None = None
+
+    def content(self) -> bytes:
+        """What metrics.json holds."""
+        return (json.dumps(self.model_dump(exclude_defaults=True), indent=2, sort_keys=True) + "\n").encode()
 
 
 @torch.inference_mode()
-def predict(model: CifarResNet, split: Split, device: torch.device) -> Tensor:
+def predict(model: CifarResNet, split: Split, device: torch.device) -> np.ndarray:
     """The logits of every image, computed in fp32 whatever the training's precision was.
 
     Parameters
@@ -35,112 +91,51 @@ def predict(model: CifarResNet, split: Split, device: torch.device) -> Tensor:
 
     Returns
     -------
-    Tensor
-        Logits, float32 of shape (N, 10), on the CPU.
+    ndarray of float32, shape (N, classes)
     """
     model.to(device, memory_format=torch.channels_last)
-    logits = []
-    for images in split.images.split(BATCH):
-        scaled = images.to(device).float().div_(255)
-        logits.append(model(scaled.contiguous(memory_format=torch.channels_last)))
-    return torch.cat(logits).cpu()
+    logits = torch.zeros(len(split), model.num_classes, device=device)
+    compute_logits(model, split.to(device), pixel_values().to(device), torch.float32, logits)
+    return logits.cpu().numpy()
 
 
-def expected_calibration_error(probabilities: Tensor, labels: Tensor) -> float:
+def expected_calibration_error(probabilities: np.ndarray, labels: np.ndarray) -> float:
     """How far confidence is from accuracy, in percent: the mean over 15 equal-width bins, weighted by their images.
 
     Guo et al. 2017, "On Calibration of Modern Neural Networks", equation (3); bin m is ((m-1)/15, m/15].
 
     Parameters
     ----------
-    probabilities : Tensor
-        Shape (N, C), float64.
-    labels : Tensor
-        The true classes, int64 of shape (N,).
+    probabilities : ndarray of float64, shape (N, C)
+    labels : ndarray of int, shape (N,)
+        The true classes.
     """
-    confidence, predicted = probabilities.max(1)
-    index = (confidence * BINS).ceil().long() - 1
-    gap = (predicted == labels).double() - confidence
-    return 100 * (torch.bincount(index, gap).abs().sum() / len(labels)).item()
+    confidence, predicted = probabilities.max(1), probabilities.argmax(1)
+    index = np.ceil(confidence * BINS).astype(int) - 1
+    gap = (predicted == labels).astype(np.float64) - confidence
+    return 100 * math.fsum(np.abs(np.bincount(index, gap)).tolist()) / len(labels)
 
 
-def measure(logits: Tensor, labels: Tensor) -> dict[str, Any]:
-    """All metrics of one split, rounded to what is reproducible.
+def measure(logits: np.ndarray, labels: np.ndarray) -> Measures:
+    """All metrics of one split, rounded to what is worth reading.
 
     Parameters
     ----------
-    logits : Tensor
-        Shape (N, C), on the CPU.
-    labels : Tensor
-        The true classes, int64 of shape (N,).
-
-    Returns
-    -------
-    dict
-        ``error`` and ``calibration_error`` in percent; ``loss``, the mean cross-entropy in nats; ``class_errors`` in
-        percent, None for a class without images; ``confusion``, images by true class (rows) and predicted class.
+    logits : ndarray of float32, shape (N, C)
+        Finite.
+    labels : ndarray of int, shape (N,)
+        The true classes.
     """
     classes = logits.shape[1]
-    log_probabilities = F.log_softmax(logits.double(), 1)
-    predicted = logits.argmax(1)
-    confusion = torch.bincount(labels * classes + predicted, minlength=classes**2).view(classes, classes).tolist()
-    return {
-        "error": round(100 * (predicted != labels).double().mean().item(), 4),
-        "loss": round(F.nll_loss(log_probabilities, labels).item(), 6),
-        "calibration_error": round(expected_calibration_error(log_probabilities.exp(), labels), 4),
-        "class_errors": [
-            round(100 * (1 - row[label] / sum(row)), 4) if sum(row) else None for label, row in enumerate(confusion)
+    counts = np.bincount(labels * classes + logits.argmax(1), minlength=classes**2)
+    confusion = counts.reshape(classes, classes).tolist()
+    return Measures(
+        error=round(metrics.error(logits, labels), 4),
+        loss=round(metrics.cross_entropy(logits, labels), 6),
+        calibration_error=round(expected_calibration_error(metrics.probabilities(logits), labels), 4),
+        class_errors=[
+            round(100 * (sum(row) - row[label]) / sum(row), 4) if sum(row) else None
+            for label, row in enumerate(confusion)
         ],
-        "confusion": confusion,
-    }
-
-
-def evaluate_cell(cell: Cell, data: Dataset, runs: Path, results: Path, device: torch.device) -> dict[str, Any]:
-    """Evaluate a cell's last iterate; write ``metrics.json`` and ``predictions.safetensors`` under ``results/<cell>``.
-
-    Parameters
-    ----------
-    cell : Cell
-        Which one.
-    data : Dataset
-        Its test split, and its validation split if there is one.
-    runs, results : Path
-        The folders of the runs and of the results.
-    device : torch.device
-        Where to compute.
-
-    Returns
-    -------
-    dict
-        What ``metrics.json`` holds.
-
-    Raises
-    ------
-    InputError
-        If the checkpoint cannot be loaded, is another cell's or gives logits that are not finite.
-    """
-    path = run_files(runs, cell).weights
-    model, metadata = load_model(path)
-    found = Cell(metadata["net"], metadata["n"], metadata["seed"])
-    if found != cell:
-        raise InputError(f"{path} holds the weights of {found}, not those of {cell}.")
-    splits = {"test": data.test} | ({"validation": data.validation} if data.validation else {})
-    logits = {name: predict(model, split, device) for name, split in splits.items()}
-    if not all(each.isfinite().all() for each in logits.values()):
-        raise InputError(f"{path} gives logits that are not finite: train {cell} again.")
-    measured = {name: measure(logits[name], split.labels) for name, split in splits.items()}
-    metrics = {
-        "cell": cell.name,
-        "net": cell.net,
-        "n": cell.n,
-        "seed": cell.seed,
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "weights_sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
-        "test": measured["test"],
-        "validation": measured.get("validation"),
-    }
-    folder = results / cell.name
-    folder.mkdir(parents=True, exist_ok=True)
-    write_whole(folder / "predictions.safetensors", save({f"{name}_logits": each for name, each in logits.items()}))
-    write_whole(folder / "metrics.json", (json.dumps(metrics, indent=2, sort_keys=True) + "\n").encode())
-    return metrics
+        confusion=confusion,
+    )

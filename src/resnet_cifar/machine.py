@@ -1,69 +1,44 @@
-"""The machine that computes: device, CPU threads and arithmetic, set here alone because they decide the bits.
+"""The machine that computes: which device, what it is called, and which precisions it has."""
 
-How a run is executed is the environment's business, never a parameter:
-
-``RESNET_CIFAR_DEVICE``   cpu, cuda or cuda:K; by default the GPU if there is one
-``RESNET_CIFAR_THREADS``  CPU threads; by default as many as there are cores for this process
-"""
-
-import os
 import platform
 import re
 from pathlib import Path
 
-# Must stand in the environment before CUDA starts: cuBLAS is deterministic only with a fixed workspace.
-os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-
-import numpy as np
 import torch
 
 from resnet_cifar.errors import InputError
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
-
-def configure() -> torch.device:
-    """Make torch deterministic, set the number of CPU threads and return the device.
+def choose_device(given: str | None) -> torch.device:
+    """The device that the environment names, by default the GPU if there is one.
 
     Raises
     ------
     InputError
-        If an environment variable names a device that is not there or a thread count that is not a number.
+        If it is not there, or if torch cannot use this machine's GPU.
     """
-    torch.set_num_threads(threads())
-    torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = False
-    torch.backends.cudnn.benchmark = False
-    torch.backends.cudnn.allow_tf32 = False
-    torch.backends.cuda.matmul.allow_tf32 = False
-    return _device()
-
-
-def threads() -> int:
-    """CPU threads, by the environment or by the cores that this process may use."""
-    given = os.environ.get("RESNET_CIFAR_THREADS", "")
-    if not given:
-        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if not given.isdecimal() or int(given) < 1:
-        raise InputError(f"RESNET_CIFAR_THREADS is {given!r}; it should be a whole number from 1.")
-    return int(given)
-
-
-def _device() -> torch.device:
-    there = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
-    given = os.environ.get("RESNET_CIFAR_DEVICE", "") or ("cuda" if there else "cpu")
-    name = "cuda:0" if given == "cuda" else given
+    there = [f"cuda:{index}" for index in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+    wanted = given or ("cuda" if there else "cpu")
+    name = "cuda:0" if wanted == "cuda" else wanted
     if name not in ["cpu", *there]:
-        raise InputError(f"RESNET_CIFAR_DEVICE is {given!r}; this machine has {', '.join(['cpu', *there])}.")
+        reason = "" if there or not name.startswith("cuda") else f" ({_why_no_cuda()})"
+        raise InputError(f"RESNET_CIFAR_DEVICE is {given!r}; this machine has {', '.join(['cpu', *there])}{reason}.")
     return torch.device(name)
 
 
-def precision_in_force(wanted: str, device: torch.device) -> str:
-    """``wanted`` (fp32, bf16 or fp16) if the device computes in it natively, else fp32."""
-    return wanted if wanted == "fp32" or _has(wanted, device) else "fp32"
+def _why_no_cuda() -> str:
+    """Why torch finds no GPU: a driver that is too old makes everything else fall back to the CPU in silence."""
+    try:
+        torch.cuda.init()
+    except (RuntimeError, AssertionError) as error:
+        return str(error).partition("\n")[0].rstrip(".")
+    return "torch sees no GPU"
 
 
-def _has(precision: str, device: torch.device) -> bool:
+def has_precision(precision: str, device: torch.device) -> bool:
+    """Whether the device computes in ``precision`` (fp32, bf16 or fp16) natively."""
+    if precision == "fp32":
+        return True
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= ((8, 0) if precision == "bf16" else (7, 0))
     if precision == "bf16":
@@ -71,19 +46,10 @@ def _has(precision: str, device: torch.device) -> bool:
     return torch.cpu._is_amx_fp16_supported()
 
 
-def describe(device: torch.device) -> dict[str, str | int]:
-    """The kind of machine: what has to be equal for the same bits; NumPy draws the batches."""
-    return {
-        "device": _name(device),
-        "threads": torch.get_num_threads(),
-        "torch": str(torch.__version__),
-        "numpy": np.__version__,
-    }
-
-
-def _name(device: torch.device) -> str:
+def device_name(device: torch.device) -> str:
+    """The processor's name."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     cpuinfo = Path("/proc/cpuinfo")
     model = re.search(r"^model name\s*: (.+)$", cpuinfo.read_text(), re.MULTILINE) if cpuinfo.exists() else None
-    return f"{model[1] if model else platform.machine()} (CPU, {torch.backends.cpu.get_cpu_capability()})"
+    return model[1] if model else platform.machine()

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from resnet_cifar.cells import Cell
 from resnet_cifar.errors import InputError
+from resnet_cifar.numerics.protocol import Recipe, resolve
 
 TRAINING_IMAGES = 50_000
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
@@ -29,48 +30,64 @@ class _Section(BaseModel):
 
 
 class Model(_Section):
-    net: Any
-    n: Any
-    shortcut: Literal["A", "B"]
+    """The networks."""
+
+    net: Any = Field(description="resnet, plain, or both")
+    n: Any = Field(description="depth 6n+2: 3, 5, 7, 9 for ResNet-20, 32, 44, 56")
+    shortcut: Literal["A", "B"] = Field(
+        description="A: subsample, append zero channels; B: 1x1 convolution where the shape changes"
+    )
 
 
 class Data(_Section):
-    validation: NonNegative
-    normalize: Literal["pixel_mean", "channel"]
+    """The images."""
+
+    validation: NonNegative = Field(description="training images held out; 5000 is the paper's 45k/5k split")
+    normalize: Literal["pixel_mean", "channel"] = Field(
+        description="pixel_mean: subtract the mean of each pixel; channel: standardise each channel"
+    )
 
 
 class Warmup(_Section):
     """The lower rate at the start for deep networks (section 4.2: n = 18, 0.01 for about 400 iterations)."""
 
-    min_n: Positive
-    iterations: NonNegative
-    lr: Rate
+    min_n: Positive = Field(description="from this n on")
+    iterations: NonNegative = Field(
+        description="so many at the rate below; the paper waits for a training error of 80%"
+    )
+    lr: Rate = Field(description="the rate meanwhile")
 
 
 class Train(_Section):
-    seeds: Any
-    iterations: Positive
-    batch_size: Annotated[int, Field(ge=2)]
-    lr: Rate
-    milestones: list[Positive]
-    gamma: Rate
+    """The protocol."""
+
+    seeds: Any = Field(description="one run of each network for each")
+    iterations: Positive = Field(description="SGD steps")
+    batch_size: Annotated[int, Field(ge=2)] = Field(description="images a step")
+    lr: Rate = Field(description="learning rate")
+    milestones: list[Positive] = Field(description="iterations after which lr is multiplied by gamma")
+    gamma: Rate = Field(description="what lr is multiplied by")
     warmup: Warmup
-    momentum: Unit
-    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)]
-    precision: Literal["fp32", "bf16", "fp16"]
-    eval_every: Positive
+    momentum: Unit = Field(description="PyTorch's: the rate stands outside the velocity")
+    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(description="on every parameter")
+    precision: Literal["fp32", "bf16", "fp16"] = Field(
+        description="of convolutions and activations; weights and statistics are fp32"
+    )
+    eval_every: Positive = Field(description="iterations between two points of the curve")
 
 
 class Cells(_Section):
+    """The matrix of the train and evaluate stages."""
+
     net: list[Literal["resnet", "plain"]]
     n: list[Positive]
     seed: list[Seed]
 
 
-class Params(_Section):
-    """All parameters; see conf/ for what each one means."""
+class Study(_Section):
+    """All parameters of a study, as params.yaml holds them; each field says what it means."""
 
-    preset: Annotated[str, Field(min_length=1)]
+    preset: Annotated[str, Field(min_length=1, description="the name of the file in conf/preset/")]
     model: Model
     data: Data
     train: Train
@@ -123,8 +140,12 @@ class Params(_Section):
         """The cells of the study: every net, n and seed, in the order of the parameters."""
         return [Cell(net, n, seed) for net in self.cells.net for n in self.cells.n for seed in self.cells.seed]
 
+    def recipe(self, cell: Cell) -> Recipe:
+        """All parameters that decide the bytes of one cell."""
+        return resolve(self, cell.net, cell.n, cell.seed)
 
-def load(path: Path = Path("params.yaml")) -> Params:
+
+def load(path: Path = Path("params.yaml")) -> Study:
     """Read and check the parameters.
 
     Raises
@@ -139,7 +160,7 @@ def load(path: Path = Path("params.yaml")) -> Params:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}.") from None
     try:
-        return Params.model_validate(values)
+        return Study.model_validate(values)
     except ValidationError as error:
         raise InputError(f"{path}: {_sentence(error)}.") from None
 

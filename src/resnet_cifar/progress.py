@@ -66,3 +66,8 @@ class Progress:
             return
         sys.stderr.write(("\r\x1b[K" if self.terminal else "") + text + "\n")
         sys.stderr.flush()
+
+
+def say(text: str) -> None:
+    """A line on stderr."""
+    print(text, file=sys.stderr, flush=True)

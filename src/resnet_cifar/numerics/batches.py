@@ -1,58 +1,68 @@
-"""The batches of a run, images and augmentation, drawn on the CPU from the seed alone."""
+"""What each iteration of a run sees, and its augmentation."""
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from resnet_cifar.numerics import randomness
+from resnet_cifar.numerics.randomness import Epoch
+
 PAD = 4
 SIZE = 32
 
 
-@dataclass(frozen=True)
+class Rows(NamedTuple):
+    """What some iterations see; each array has the shape (iterations, batch size). See :class:`Epoch`."""
+
+    index: np.ndarray
+    top: np.ndarray
+    left: np.ndarray
+    flip: np.ndarray
+
+
 class BatchStream:
-    """What every iteration of a run sees; each tensor has the shape (iterations, batch size).
+    """The batches of a run.
 
-    ``index`` (int32) selects training images; ``top`` and ``left`` (uint8, 0 to 8) place the 32x32 crop in the
-    padded 40x40 image; ``flip`` (bool) mirrors it.
-    """
-
-    index: Tensor
-    top: Tensor
-    left: Tensor
-    flip: Tensor
-
-    def to(self, device: torch.device) -> "BatchStream":
-        """The same stream on ``device``."""
-        return BatchStream(*(tensor.to(device) for tensor in (self.index, self.top, self.left, self.flip)))
-
-
-def draw(seed: int, images: int, iterations: int, batch_size: int) -> BatchStream:
-    """Draw the whole stream of a run.
-
-    The permutations of the epochs are concatenated and cut into full batches, so that every image is seen equally
-    often, to within one; crop and flip are drawn for each image anew (section 4.2 of the paper).
+    The epochs are put one after another and cut into full batches, so that every image is seen equally often, to within
+    one; crop and flip are drawn for each image anew (section 4.2 of the paper). Only what is asked for is drawn.
 
     Parameters
     ----------
     seed : int
         The only source of randomness.
-    images, iterations, batch_size : int
-        The size of the training set, of the run and of a batch.
+    images, batch_size : int
+        The size of the training set and of a batch.
+
+    >>> stream = BatchStream(seed=0, images=5, batch_size=4)
+    >>> both = stream.rows(0, 5)  # four epochs of five images
+    >>> np.bincount(both.index.reshape(-1)).tolist()
+    [4, 4, 4, 4, 4]
     """
-    shape = (iterations, batch_size)
-    count = iterations * batch_size
-    order, crop, mirror = (np.random.default_rng([seed, role]) for role in range(3))
-    epochs = [order.permutation(images).astype(np.int32) for _ in range(-(-count // images))]
-    top, left = crop.integers(0, 2 * PAD + 1, size=(2, *shape), dtype=np.uint8)
-    return BatchStream(
-        index=torch.from_numpy(np.concatenate(epochs)[:count].reshape(shape)),
-        top=torch.from_numpy(top),
-        left=torch.from_numpy(left),
-        flip=torch.from_numpy(mirror.integers(0, 2, size=shape, dtype=np.uint8).astype(bool)),
-    )
+
+    def __init__(self, seed: int, images: int, batch_size: int) -> None:
+        self.seed, self.images, self.batch_size = seed, images, batch_size
+        self._last: dict[int, Epoch] = {}
+
+    def rows(self, start: int, count: int) -> Rows:
+        """The rows of ``count`` iterations after the first ``start``."""
+        first, end = start * self.batch_size, (start + count) * self.batch_size
+        pieces = []
+        for number in range(first // self.images, -(-end // self.images)):
+            offset = number * self.images
+            cut = slice(max(first - offset, 0), min(end - offset, self.images))
+            pieces.append([array[cut] for array in self._epoch(number)])
+        shape = (count, self.batch_size)
+        return Rows(*(np.concatenate(arrays).reshape(shape) for arrays in zip(*pieces, strict=True)))
+
+    def _epoch(self, number: int) -> Epoch:
+        if number not in self._last:
+            # A stretch of iterations goes over few epochs, and the next one begins in its last.
+            self._last = {key: value for key, value in self._last.items() if key == number - 1}
+            self._last[number] = randomness.epoch(self.seed, number, self.images)
+        return self._last[number]
 
 
 def augment(x: Tensor, top: Tensor, left: Tensor, flip: Tensor) -> Tensor:
@@ -65,7 +75,7 @@ def augment(x: Tensor, top: Tensor, left: Tensor, flip: Tensor) -> Tensor:
     x : Tensor
         Normalised images, shape (N, 3, 32, 32).
     top, left, flip : Tensor
-        One row of a :class:`BatchStream`, shape (N,).
+        One row each, shape (N,).
 
     Returns
     -------
@@ -76,5 +86,5 @@ def augment(x: Tensor, top: Tensor, left: Tensor, flip: Tensor) -> Tensor:
     across = torch.arange(SIZE, device=x.device)
     image = torch.arange(len(x), device=x.device)[:, None, None]
     rows = top[:, None].long() + across
-    columns = left[:, None].long() + torch.where(flip[:, None], SIZE - 1 - across, across)
+    columns = left[:, None].long() + torch.where(flip[:, None].bool(), SIZE - 1 - across, across)
     return padded[image, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)

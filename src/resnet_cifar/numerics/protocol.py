@@ -1,20 +1,47 @@
-"""The paper's training protocol (section 4.2): what defines a run, its learning rates, its optimizer."""
+"""The paper's training protocol (section 4.2): what defines a run, and its learning rates."""
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import MISSING, dataclass, fields
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+import numpy as np
 
-from resnet_cifar.cells import Cell
-from resnet_cifar.models import Architecture
-from resnet_cifar.params import Params
+if TYPE_CHECKING:
+    from resnet_cifar.params import Study
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """All parameters that decide a cell's weights, with ``precision`` as it is in force and warm-up resolved for n."""
+    """All parameters that decide the bytes of one cell's weights and history.
+
+    A field that is added later has a default, under which everything trained before it was trained: as long as it has
+    that value, it stands in no digest.
+
+    Parameters
+    ----------
+    net, n, seed : str, int, int
+        The cell: resnet or plain, depth 6n+2.
+    shortcut : str
+        A or B (section 3.3).
+    normalize : str
+        pixel_mean or channel.
+    iterations, batch_size : int
+        Length of the run and of a batch.
+    lr : float
+        The learning rate, multiplied by ``gamma`` after each of ``milestones`` iterations.
+    milestones : tuple of int
+    gamma : float
+    warmup_iterations : int
+        The first iterations, which have the rate ``warmup_lr``; 0 for most networks.
+    warmup_lr : float
+    momentum, weight_decay : float
+        Of SGD.
+    precision : str
+        fp32, bf16 or fp16: of convolutions and activations.
+    eval_every : int
+        Iterations between two points of the curve.
+    """
 
     net: str
     n: int
@@ -31,27 +58,33 @@ class Recipe:
     momentum: float
     weight_decay: float
     precision: str
-
-    @property
-    def architecture(self) -> Architecture:
-        return Architecture(self.net, self.n, self.shortcut)
+    eval_every: int
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the parameters as sorted JSON."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
+        """SHA-256 of the parameters as sorted JSON, later ones only where they differ from their default."""
+        values = {
+            field.name: getattr(self, field.name)
+            for field in fields(self)
+            if field.default is MISSING or getattr(self, field.name) != field.default
+        }
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+    def next_evaluation(self, iteration: int) -> int:
+        """The first point of the curve after ``iteration``: a multiple of ``eval_every``, or the end."""
+        return min((iteration // self.eval_every + 1) * self.eval_every, self.iterations)
 
 
-def recipe(params: Params, cell: Cell, precision: str) -> Recipe:
-    """The parameters of one cell; ``precision`` is the one in force on the machine."""
-    train = params.train
-    warm = cell.n >= train.warmup.min_n and train.warmup.iterations > 0
+def resolve(study: "Study", net: str, n: int, seed: int) -> Recipe:
+    """The recipe of one cell of a study; the warm-up is only for deep networks."""
+    train = study.train
+    warm = n >= train.warmup.min_n and train.warmup.iterations > 0
     return Recipe(
-        net=cell.net,
-        n=cell.n,
-        seed=cell.seed,
-        shortcut=params.model.shortcut,
-        normalize=params.data.normalize,
+        net=net,
+        n=n,
+        seed=seed,
+        shortcut=study.model.shortcut,
+        normalize=study.data.normalize,
         iterations=train.iterations,
         batch_size=train.batch_size,
         lr=train.lr,
@@ -61,34 +94,24 @@ def recipe(params: Params, cell: Cell, precision: str) -> Recipe:
         warmup_lr=train.warmup.lr if warm else train.lr,
         momentum=train.momentum,
         weight_decay=train.weight_decay,
-        precision=precision,
+        precision=train.precision,
+        eval_every=train.eval_every,
     )
 
 
-def learning_rates(recipe: Recipe) -> Tensor:
-    """The learning rate of each iteration, float32 of shape (iterations,); entry i is iteration i + 1.
+def learning_rates(recipe: Recipe, start: int, count: int) -> np.ndarray:
+    """The learning rates of ``count`` iterations after the first ``start``, float32 of shape (count,).
 
-    The warm-up rate for the first iterations, then ``lr``, multiplied by ``gamma`` after each milestone.
+    Products of float64 numbers, rounded to float32 at the end: a power would be rounded by the system's math library.
     """
-    iteration = torch.arange(1, recipe.iterations + 1)
-    passed = sum(((iteration > milestone).int() for milestone in recipe.milestones), torch.zeros_like(iteration))
-    rates = recipe.lr * torch.tensor(recipe.gamma, dtype=torch.float64) ** passed
-    rates[: recipe.warmup_iterations] = recipe.warmup_lr
-    return rates.float()
+    return np.array([_rate(recipe, iteration) for iteration in range(start + 1, start + count + 1)], np.float32)
 
 
-def sgd_(weights: Tensor, velocity: Tensor, gradient: Tensor, lr: Tensor, recipe: Recipe) -> None:
-    """One step of SGD with momentum, in place; weight decay on every parameter, no Nesterov.
-
-    velocity = momentum * velocity + (gradient + weight_decay * weights); weights = weights - lr * velocity.
-
-    Parameters
-    ----------
-    weights, velocity, gradient : Tensor
-        All parameters of a network in one vector, float32; ``gradient`` is used up.
-    lr : Tensor
-        The learning rate, shape (1,), on the same device.
-    """
-    gradient.add_(weights, alpha=recipe.weight_decay)
-    velocity.mul_(recipe.momentum).add_(gradient)
-    weights.addcmul_(velocity, lr, value=-1)
+def _rate(recipe: Recipe, iteration: int) -> float:
+    if iteration <= recipe.warmup_iterations:
+        return recipe.warmup_lr
+    rate = recipe.lr
+    for milestone in recipe.milestones:
+        if iteration > milestone:
+            rate *= recipe.gamma
+    return rate

@@ -1,0 +1,139 @@
+"""results/<cell>: a cell's evaluation, written from its checkpoint and read back by the report."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from pydantic import ValidationError
+from safetensors import SafetensorError
+from safetensors.numpy import save
+from safetensors.torch import load_file
+
+from resnet_cifar import checkpoint, evaluation
+from resnet_cifar.cells import Cell, run_files
+from resnet_cifar.errors import InputError
+from resnet_cifar.evaluation import Result
+from resnet_cifar.files import sha256, write_whole
+from resnet_cifar.native import engine as native
+from resnet_cifar.native.library import Library, Unavailable
+from resnet_cifar.numerics.data import Dataset
+from resnet_cifar.numerics.models import CifarResNet
+from resnet_cifar.numerics.weights import digest
+from resnet_cifar.settings import Settings
+from resnet_cifar.training.engines import Computer, load_native, native_arithmetic
+from resnet_cifar.training.record import RecordError
+from resnet_cifar.training.record import read as read_record
+
+
+class ResultError(ValueError):
+    """Why a result cannot be believed, in a few words that follow the cell's name."""
+
+
+def read(results: Path, cell: Cell) -> Result:
+    """Read a cell's evaluation and check that its predictions are those that it speaks of.
+
+    Raises
+    ------
+    ResultError
+        If a file is missing, damaged or altered.
+    """
+    metrics, predictions = _files(results, cell)
+    try:
+        result = Result.model_validate_json(metrics.read_bytes())
+        found = digest(load_file(predictions))
+    except FileNotFoundError as error:
+        raise ResultError(f"{error.filename or predictions} is missing") from None
+    except ValidationError:
+        raise ResultError(f"{metrics} is not the result of an evaluation") from None
+    except (OSError, SafetensorError) as error:
+        raise ResultError(f"{predictions} cannot be read ({error})") from None
+    if found != result.predictions_sha256:
+        raise ResultError(f"{predictions} is not what {metrics.name} speaks of: one of them was altered")
+    return result
+
+
+class Evaluator:
+    """Evaluates cells, each by the engine that trained it where that decides bits.
+
+    Parameters
+    ----------
+    data : Dataset
+        Its test split, and its validation split if there is one.
+    data_digest : str
+        SHA-256 of its file.
+    settings : Settings
+        What the environment says.
+    say : callable
+        Gets the lines that a user should see.
+    """
+
+    def __init__(self, data: Dataset, data_digest: str, settings: Settings, say: Callable[[str], None]) -> None:
+        self.data, self.data_digest, self.settings, self.say = data, data_digest, settings, say
+        self.computer = Computer(settings, say)
+
+    def evaluate(self, cell: Cell, runs: Path, results: Path) -> Result:
+        """Evaluate a cell's last iterate; write ``metrics.json`` and ``predictions.safetensors``.
+
+        Raises
+        ------
+        InputError
+            If the checkpoint cannot be loaded, is another cell's or gives logits that are not finite, or if the native
+            engine trained it and cannot be used here.
+        """
+        path = run_files(runs, cell).weights
+        model, found = checkpoint.load_model(path)
+        if found != cell:
+            raise InputError(f"{path} holds the weights of {found}, not those of {cell}.")
+        library = self._library(cell, model, runs)
+        splits = self.data.held_out
+        weights = digest(model.state_dict())
+        if library:
+            arithmetic = native_arithmetic()
+            logits = {
+                name: native.compute_logits(library, self.computer.threads, model, split)
+                for name, split in splits.items()
+            }
+        else:
+            arithmetic = self.computer.torch_arithmetic("eager", "fp32")
+            logits = {name: evaluation.predict(model, split, self.computer.device) for name, split in splits.items()}
+        if not all(np.isfinite(each).all() for each in logits.values()):
+            raise InputError(f"{path} gives logits that are not finite: train {cell} again.")
+        measured = {name: evaluation.measure(logits[name], split.labels.numpy()) for name, split in splits.items()}
+        metrics_file, predictions_file = _files(results, cell)
+        metrics_file.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(predictions_file, save({f"{name}_logits": each for name, each in logits.items()}))
+        result = Result(
+            cell=cell.name,
+            parameters=sum(parameter.numel() for parameter in model.parameters()),
+            weights_sha256=weights,
+            data_sha256=self.data_digest,
+            predictions_sha256=digest(load_file(predictions_file)),
+            arithmetic=arithmetic,
+            **measured,
+        )
+        write_whole(metrics_file, result.content())
+        return result
+
+    def _library(self, cell: Cell, model: CifarResNet, runs: Path) -> Library | None:
+        """The native engine if it trained the cell; where nothing says who did, if it can be used."""
+        try:
+            trained_by = read_record(run_files(runs, cell)).arithmetic.engine
+        except RecordError:
+            trained_by = None
+        if trained_by == "native":
+            try:
+                if library := self.computer.native or load_native(self.settings, self.say):
+                    return library
+                reason = "RESNET_CIFAR_SIMD is 'none'"
+            except Unavailable as error:
+                reason = str(error)
+            raise InputError(
+                f"{cell} was trained by the native engine and has to be evaluated by it, which cannot be used here: {reason}."
+            )
+        native_can = model.architecture.net == "plain" or model.architecture.shortcut == "A"
+        return self.computer.native if trained_by is None and native_can else None
+
+
+def _files(results: Path, cell: Cell) -> tuple[Path, Path]:
+    folder = results / cell.name
+    return folder / "metrics.json", folder / "predictions.safetensors"

@@ -1,0 +1,160 @@
+"""run.json: one record of a run, and whether two runs are the same."""
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from resnet_cifar.cells import Cell, RunFiles
+from resnet_cifar.files import sha256
+from resnet_cifar.numerics.weights import digest
+
+Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    def difference(self, other: Self) -> str | None:
+        """The first thing in which this differs from ``other``, in words; None if they are equal."""
+        for name, field in type(self).model_fields.items():
+            mine, its = getattr(self, name), getattr(other, name)
+            if mine != its:
+                return f"its {field.description} is {_short(mine)}, not {_short(its)}"
+        return None
+
+
+class Question(_Part):
+    """What was asked for. Two runs of the same question belong in one table, wherever they were made."""
+
+    cell: Annotated[str, Field(description="cell")]
+    parameters: Annotated[Digest, Field(description="parameters' digest")]
+    data: Annotated[Digest, Field(description="data set's digest")]
+
+
+class Arithmetic(_Part):
+    """How it was computed. With equal ones, the same question has the same bytes for an answer.
+
+    Of the native engine's runs only the first three say something, because nothing else changes their bytes.
+    """
+
+    engine: Annotated[Literal["eager", "cuda graph", "native"], Field(description="engine")]
+    precision: Annotated[Literal["fp32", "bf16", "fp16"], Field(description="precision")]
+    bits: Annotated[int | None, Field(description="version of the native engine's bits")] = None
+    code: Annotated[Digest | None, Field(description="code's digest")] = None
+    device: Annotated[str | None, Field(description="device")] = None
+    threads: Annotated[int | None, Field(description="number of CPU threads")] = None
+    torch: Annotated[str | None, Field(description="PyTorch version")] = None
+    cudnn: Annotated[int | None, Field(description="cuDNN version")] = None
+    variables: Annotated[dict[str, str], Field(description="set of variables that change arithmetic")] = {}
+
+
+class Circumstances(_Part):
+    """What is worth knowing and decides nothing beyond what :class:`Arithmetic` says."""
+
+    device: str
+    threads: int
+    simd: str | None
+    torch: str
+    numpy: str
+    code: Digest
+
+
+class Record(_Part):
+    """One run, as run.json holds it.
+
+    Parameters
+    ----------
+    question, arithmetic, circumstances
+        What was asked for, how it was computed, and on what.
+    iterations : int
+        SGD steps.
+    seconds, images_per_second : float
+        Of training, evaluations included; those of an interrupted run are added up.
+    resumed_at : list of int
+        The iterations at which it was interrupted and went on.
+    weights_sha256 : str
+        Digest of the tensors in weights.safetensors.
+    history_sha256 : str
+        SHA-256 of history.csv.
+    """
+
+    question: Question
+    arithmetic: Arithmetic
+    circumstances: Circumstances
+    iterations: int
+    seconds: float
+    images_per_second: float
+    resumed_at: list[int]
+    weights_sha256: Digest
+    history_sha256: Digest
+
+    @property
+    def cell(self) -> Cell:
+        return Cell.parse(self.question.cell)
+
+    def content(self) -> bytes:
+        """What run.json holds."""
+        return (self.model_dump_json(indent=2, exclude_defaults=True) + "\n").encode()
+
+
+class RecordError(ValueError):
+    """Why a run cannot be believed, in a few words that follow its name."""
+
+
+def read(files: RunFiles) -> Record:
+    """Read a run's record and check that its weights and history are those that it speaks of.
+
+    Raises
+    ------
+    RecordError
+        If a file is missing or damaged, or is not what the record says.
+    """
+    try:
+        record = Record.model_validate_json(files.record.read_bytes())
+        weights = digest(load_file(files.weights))
+        history = sha256(files.history)
+    except FileNotFoundError as error:
+        raise RecordError(f"its {Path(error.filename or files.weights).name} is missing") from None
+    except ValidationError:
+        raise RecordError(f"its {files.record.name} is not a record of a run") from None
+    except SafetensorError:
+        raise RecordError(f"its {files.weights.name} is damaged") from None
+    except OSError as error:
+        raise RecordError(f"its files cannot be read ({error.strerror})") from None
+    for path, found, recorded in (
+        (files.weights, weights, record.weights_sha256),
+        (files.history, history, record.history_sha256),
+    ):
+        if found != recorded:
+            raise RecordError(
+                f"its {path.name} has the digest {_short(found)}, not {_short(recorded)} as its {files.record.name} says"
+            )
+    return record
+
+
+def difference(files: RunFiles, question: Question, arithmetic: Arithmetic | None = None) -> str | None:
+    """Why the files are not the run that is meant, in words; None if they are.
+
+    Parameters
+    ----------
+    files : RunFiles
+        A run's files.
+    question : Question
+        What they must answer.
+    arithmetic : Arithmetic, optional
+        How they must have been computed; by default in any way.
+    """
+    try:
+        record = read(files)
+    except RecordError as error:
+        return str(error)
+    reason = record.question.difference(question)
+    return reason or (record.arithmetic.difference(arithmetic) if arithmetic else None)
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text[:12] if len(text) == 64 else text

@@ -1,0 +1,32 @@
+"""Ctrl-C and SIGTERM while work must not be lost."""
+
+import signal
+import threading
+from types import FrameType
+from typing import Self
+
+
+class Interrupted(Exception):  # noqa: N818
+    """The process was asked to stop by ``signum``; what had to be saved is saved."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(signum)
+        self.signum = signum
+
+
+class StopSignal:
+    """While it is entered, SIGINT and SIGTERM are noted in ``received`` and nothing else."""
+
+    def __enter__(self) -> Self:
+        self.received = 0
+        self.before = {}
+        if threading.current_thread() is threading.main_thread():  # elsewhere Python allows no handler
+            self.before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def _note(self, signum: int, _frame: FrameType | None) -> None:
+        self.received = signum
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
