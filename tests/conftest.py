@@ -1,26 +1,36 @@
 """Fixtures that several modules share."""
 
+import dataclasses
 import os
+from collections.abc import Callable
 from pathlib import Path
 
+ASKED_DEVICE = os.environ.get("RESNET_CIFAR_DEVICE", "")  # what the caller wants; tests/test_cuda.py alone follows it
+for name in [name for name in os.environ if name.startswith(("RESNET_CIFAR_", "CIFAR10_"))]:
+    del os.environ[name]
 os.environ["OMP_NUM_THREADS"] = os.environ["RESNET_CIFAR_THREADS"] = "1"  # the tests themselves run side by side
 os.environ["RESNET_CIFAR_DEVICE"] = "cpu"
+os.environ["RESNET_CIFAR_SIMD"] = "none"
 
 import pytest
 import torch
 import yaml
 from safetensors.torch import save_file
 
-from resnet_cifar import dataset, machine
-from resnet_cifar.dataset import Dataset
-from resnet_cifar.params import Params
+from resnet_cifar import dataset, settings
+from resnet_cifar.cells import Cell
+from resnet_cifar.numerics import determinism
+from resnet_cifar.numerics.data import Dataset
+from resnet_cifar.numerics.protocol import Recipe
+from resnet_cifar.params import Study
+from resnet_cifar.training.session import Session
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _deterministic() -> None:
-    machine.configure()
+    determinism.configure(torch.device("cpu"), 1)
 
 
 def compose_to(path: Path, conf: Path, *overrides: str) -> None:
@@ -31,7 +41,7 @@ def compose_to(path: Path, conf: Path, *overrides: str) -> None:
 
 
 @pytest.fixture(scope="session")
-def compose(tmp_path_factory):
+def compose(tmp_path_factory) -> Callable[..., str]:
     """Compose conf/ with overrides, as `dvc exp run -S` does; returns the text of params.yaml."""
 
     def composed(*overrides: str) -> str:
@@ -43,24 +53,57 @@ def compose(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def paper_params(compose) -> Params:
-    return Params.model_validate(yaml.safe_load(compose("preset=paper")))
+def paper_params(compose) -> Study:
+    return Study.model_validate(yaml.safe_load(compose("preset=paper")))
 
 
 @pytest.fixture(scope="session")
-def tiny_params() -> Params:
-    """ResNet-8, six iterations of eight images."""
-    values = yaml.safe_load((ROOT / "params.yaml").read_text())
-    values["model"]["n"] = values["cells"]["n"] = [1]
-    values["train"] |= {"iterations": 6, "batch_size": 8, "lr": 0.1, "milestones": [3, 5], "eval_every": 4}
-    values["train"]["precision"] = "fp32"
-    values["train"]["warmup"]["iterations"] = 0
-    return Params.model_validate(values)
+def tiny_params() -> Study:
+    """ResNet-8, six iterations of eight images, evaluated after the fourth and the last."""
+    return Study.model_validate(
+        {
+            "preset": "tiny",
+            "model": {"net": ["resnet"], "n": [1], "shortcut": "A"},
+            "data": {"validation": 0, "normalize": "pixel_mean"},
+            "train": {
+                "seeds": [0],
+                "iterations": 6,
+                "batch_size": 8,
+                "lr": 0.1,
+                "milestones": [3, 5],
+                "gamma": 0.1,
+                "warmup": {"min_n": 18, "iterations": 0, "lr": 0.01},
+                "momentum": 0.9,
+                "weight_decay": 0.0001,
+                "precision": "fp32",
+                "eval_every": 4,
+            },
+            "cells": {"net": ["resnet"], "n": [1], "seed": [0]},
+        }
+    )
+
+
+def changed(study: Study, **train: object) -> Study:
+    """The same study with other values in its section ``train``."""
+    values = study.model_dump()
+    values["train"] |= train
+    return Study.model_validate(values)
 
 
 @pytest.fixture(scope="session")
-def tiny_dataset(tmp_path_factory) -> Dataset:
-    return dataset.load(write_tiny_dataset(tmp_path_factory.mktemp("dataset") / "cifar10.safetensors"))
+def tiny_recipe(tiny_params) -> Recipe:
+    return tiny_params.recipe(Cell("resnet", 1, 0))
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tmp_path_factory) -> Path:
+    """The file of :func:`write_tiny_dataset`."""
+    return write_tiny_dataset(tmp_path_factory.mktemp("dataset") / "cifar10.safetensors")
+
+
+@pytest.fixture(scope="session")
+def tiny_dataset(tiny_data) -> Dataset:
+    return dataset.load(tiny_data)
 
 
 def write_tiny_dataset(path: Path, validation: int = 0) -> Path:
@@ -79,3 +122,17 @@ def write_tiny_dataset(path: Path, validation: int = 0) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file(tensors, path)
     return path
+
+
+def make_session(
+    study: Study, data: Path, folder: Path, say: Callable[[str], None] = lambda _: None, **changes: object
+) -> Session:
+    """A session with the folders ``runs`` and ``scratch`` in ``folder``; ``changes`` are to what the environment says."""
+    chosen = dataclasses.replace(settings.read(), **changes)
+    return Session(study, data, folder / "runs", folder / "scratch", chosen, say)
+
+
+@pytest.fixture
+def session(tiny_params, tiny_data, tmp_path) -> Session:
+    """Of the tiny study, in the test's own folder; on the CPU, by PyTorch's step."""
+    return make_session(tiny_params, tiny_data, tmp_path)
