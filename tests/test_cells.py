@@ -13,9 +13,13 @@ def test_name_round_trip():
     assert cell == Cell("plain", 18, 12)
     assert cell.name == "plain-18-12"
     assert cell.network == "Plain-110"  # 6 * 18 + 2
+    assert Cell.parse("resnet-3-4294967295").seed == 2**32 - 1
 
 
-@pytest.mark.parametrize("name", ["resnet-0-0", "resnet-3", "vgg-3-0", "resnet-3-0-1", "resnet-03-0", ""])
+NOT_CELLS = ["resnet-0-0", "resnet-3", "vgg-3-0", "resnet-3-0-1", "resnet-03-0", "resnet-3-4294967296", "resnet-3-١", ""]
+
+
+@pytest.mark.parametrize("name", [*NOT_CELLS, "resnet-3-" + "9" * 5000])
 def test_what_is_not_a_cell_is_refused(name):
     with pytest.raises(InputError, match="NET-N-SEED"):
         Cell.parse(name)

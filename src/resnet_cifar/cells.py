@@ -8,6 +8,8 @@ from pathlib import Path
 from resnet_cifar.errors import InputError
 
 NETS = {"resnet": "ResNet", "plain": "Plain"}
+SEEDS = 2**32
+"""Seeds are below it: a longer one would share some of its random numbers with another seed."""
 
 
 @dataclass(frozen=True, order=True)
@@ -25,10 +27,10 @@ class Cell:
         Raises
         ------
         InputError
-            If the name is not NET-N-SEED with NET resnet or plain, N at least 1 and SEED at least 0.
+            If the name is not NET-N-SEED with NET resnet or plain, N at least 1 and SEED from 0 to 2^32 - 1.
         """
-        match = re.fullmatch(rf"({'|'.join(NETS)})-([1-9]\d*)-(0|[1-9]\d*)", name)
-        if not match:
+        match = re.fullmatch(rf"({'|'.join(NETS)})-([1-9][0-9]{{0,8}})-(0|[1-9][0-9]{{0,9}})", name)
+        if not match or int(match[3]) >= SEEDS:
             raise InputError(f"{name!r} is not a cell: cells are written NET-N-SEED, as in resnet-3-0 or plain-9-4.")
         return cls(match[1], int(match[2]), int(match[3]))
 

@@ -6,12 +6,12 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from resnet_cifar.cells import Cell
+from resnet_cifar.cells import SEEDS, Cell
 from resnet_cifar.errors import InputError
 from resnet_cifar.numerics.protocol import Recipe, resolve
 
 TRAINING_IMAGES = 50_000
-Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Seed = Annotated[int, Field(ge=0, lt=SEEDS)]
 Positive = Annotated[int, Field(ge=1)]
 NonNegative = Annotated[int, Field(ge=0)]
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]

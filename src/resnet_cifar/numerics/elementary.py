@@ -13,7 +13,7 @@ LOG_TERMS = 13
 
 
 def exp(x: np.ndarray) -> np.ndarray:
-    """The exponential, to about one unit in the last place; 0 below -700.
+    """The exponential, to within three units in the last place; 0 below -700.
 
     Parameters
     ----------
@@ -23,16 +23,17 @@ def exp(x: np.ndarray) -> np.ndarray:
     >>> float(exp(np.array([0.0]))[0]), float(exp(np.array([1.0]))[0])
     (1.0, 2.718281828459045)
     """
-    power = np.floor(x / (LOG2_HIGH + LOG2_LOW) + 0.5)
-    rest = (x - power * LOG2_HIGH) - power * LOG2_LOW
+    bounded = np.maximum(x, -700.0)
+    power = np.floor(bounded / (LOG2_HIGH + LOG2_LOW) + 0.5)
+    rest = (bounded - power * LOG2_HIGH) - power * LOG2_LOW
     series = np.ones_like(x)
     for term in range(EXP_TERMS, 0, -1):
         series = series * (rest / term) + 1.0
-    return np.where(x < -700, 0.0, np.ldexp(series, np.maximum(power, -1022).astype(np.int32)))
+    return np.where(x < -700, 0.0, np.ldexp(series, power.astype(np.int32)))
 
 
 def log(x: np.ndarray) -> np.ndarray:
-    """The natural logarithm, to about one unit in the last place.
+    """The natural logarithm, to within three units in the last place.
 
     Parameters
     ----------
