@@ -2,8 +2,9 @@
 
 import dataclasses
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
+from typing import TypeVar
 
 ASKED_DEVICE = os.environ.get("RESNET_CIFAR_DEVICE", "")  # what the caller wants; tests/test_cuda.py alone follows it
 for name in [name for name in os.environ if name.startswith(("RESNET_CIFAR_", "CIFAR10_"))]:
@@ -26,6 +27,7 @@ from resnet_cifar.params import Study
 from resnet_cifar.training.session import Session
 
 ROOT = Path(__file__).resolve().parents[1]
+Returned = TypeVar("Returned")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -81,6 +83,15 @@ def tiny_params() -> Study:
             "cells": {"net": ["resnet"], "n": [1], "seed": [0]},
         }
     )
+
+
+def drain(turns: Generator[object, None, Returned]) -> Returned:
+    """What a generator returns, all its turns taken at once."""
+    while True:
+        try:
+            next(turns)
+        except StopIteration as end:
+            return end.value
 
 
 def changed(study: Study, **train: object) -> Study:

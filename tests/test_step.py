@@ -1,23 +1,36 @@
 """The training step against float64 and torch's own optimizer, its precisions, and what it keeps."""
 
 import dataclasses
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import drain
 from torch import nn
 
-from resnet_cifar import machine
-from resnet_cifar.cells import Cell
-from resnet_cifar.models import CifarResNet
-from resnet_cifar.training.engine import EagerEngine
-from resnet_cifar.training.protocol import recipe
-from resnet_cifar.training.step import TrainState, evaluate, step
+from resnet_cifar.numerics import network as numerics
+from resnet_cifar.numerics.batches import BatchStream, Rows
+from resnet_cifar.numerics.data import Dataset
+from resnet_cifar.numerics.eager import EagerEngine
+from resnet_cifar.numerics.engine import NonFiniteError, check_finite
+from resnet_cifar.numerics.models import Architecture, BatchNorm, CifarResNet
+from resnet_cifar.numerics.network import TorchNetwork, count_errors, evaluate, sgd_, step
+from resnet_cifar.numerics.protocol import Recipe
+
+STEPS = 3
 
 
-@pytest.fixture
-def tiny_recipe(tiny_params):
-    return recipe(tiny_params, Cell("resnet", 1, 0), "fp32")
+def rows_of(recipe: Recipe, data: Dataset) -> Rows:
+    return BatchStream(recipe.seed, len(data.train), recipe.batch_size).rows(0, STEPS)
+
+
+def loaded(recipe: Recipe, data: Dataset, precision: str = "fp32", rates: tuple[float, ...] = (0.1,) * STEPS):
+    """A network with its first batches."""
+    made = TorchNetwork(recipe, data, precision, STEPS)
+    made.load(rows_of(recipe, data), torch.tensor(rates, dtype=torch.float32))
+    return made
 
 
 def crop(image: torch.Tensor, top: int, left: int, flip: bool) -> torch.Tensor:
@@ -33,7 +46,7 @@ def difference(x: torch.Tensor, y: torch.Tensor) -> float:
 @pytest.fixture
 def double(monkeypatch):
     """Train in float64: the same code, without the ReLUs that rounding switches."""
-    monkeypatch.setitem(machine.DTYPES, "fp32", torch.float64)
+    monkeypatch.setitem(numerics.DTYPES, "fp32", torch.float64)
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(torch.float32)
@@ -44,52 +57,51 @@ def double(monkeypatch):
 @pytest.mark.parametrize(("net", "shortcut"), [("resnet", "A"), ("resnet", "B"), ("plain", "A")])
 def test_steps_in_float64_equal_autograd_with_torchs_sgd(tiny_recipe, tiny_dataset, net, shortcut, normalize):
     """Weights, momentum, batch-norm statistics, losses and errors of three steps, and the evaluation after them."""
-    made = dataclasses.replace(tiny_recipe, net=net, shortcut=shortcut, normalize=normalize, lr=0.01, milestones=(2,))
-    state = TrainState(made, tiny_dataset, eval_every=3)
-    state.losses = state.losses.float()
-    assert state.weights.dtype == torch.float64
-    model = CifarResNet(made.architecture)
-    model.load_state_dict(state.state_dict(), strict=True)
+    made = dataclasses.replace(tiny_recipe, net=net, shortcut=shortcut, normalize=normalize)
+    rates = (0.01, 0.01, 0.001)
+    trained = loaded(made, tiny_dataset, rates=rates)
+    assert trained.weights.dtype == torch.float64
+    model = CifarResNet(Architecture(net, made.n, shortcut))
+    model.load_state_dict(trained.state_dict(), strict=False)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4)
-    stream, train = state.stream, tiny_dataset.train
-    for i, rate in enumerate((0.01, 0.01, 0.001)):
-        step(state)
-        index = stream.index[i].long()
+    rows, train = rows_of(made, tiny_dataset), tiny_dataset.train
+    for i, rate in enumerate(rates):
+        step(trained)
+        index = torch.from_numpy(rows.index[i]).long()
         images = model.normalize(train.images[index].float() / 255)
-        placed = zip(images, stream.top[i].tolist(), stream.left[i].tolist(), stream.flip[i].tolist(), strict=True)
+        placed = zip(images, rows.top[i].tolist(), rows.left[i].tolist(), rows.flip[i].tolist(), strict=True)
         model.train()
         # The loss is computed in fp32 whatever the network's precision is, and so is the rate.
-        logits = model.forward_head(model.forward_features(torch.stack([crop(*each) for each in placed]))).float()
+        logits = model.forward_head(model.features(torch.stack([crop(*each) for each in placed]))).float()
         loss = F.cross_entropy(logits, train.labels[index])
         optimizer.param_groups[0]["lr"] = torch.tensor(rate, dtype=torch.float32).item()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        assert state.losses[i].item() == pytest.approx(loss.item(), rel=1e-6)
-        assert state.errors[i].item() == (logits.argmax(1) != train.labels[index]).sum().item()
-    momentum = state._views(state.velocity)
+        assert trained.losses[i].item() == pytest.approx(loss.item(), rel=1e-6)
+        assert trained.errors[i].item() == (logits.argmax(1) != train.labels[index]).sum().item()
+    velocities = trained.velocities()
     for name, parameter in model.named_parameters():
-        assert difference(momentum[name], optimizer.state[parameter]["momentum_buffer"]) < 1e-6, name
-    for name, tensor in state.state_dict().items():
-        assert difference(tensor, model.state_dict()[name]) < 1e-6, name
+        assert difference(velocities[name], optimizer.state[parameter]["momentum_buffer"]) < 1e-6, name
+    state = model.state_dict()
+    assert state.keys() - trained.state_dict() == {name for name in state if name.endswith("num_batches_tracked")}
+    for name, tensor in trained.state_dict().items():
+        assert difference(tensor, state[name]) < 1e-6, name
 
-    evaluate(state)
+    evaluate(trained)
     model.eval()
     with torch.no_grad():
         logits = model(tiny_dataset.test.images.float() / 255)
-    noted = state.evaluations["test"][0]
-    assert noted[0].item() == pytest.approx(F.cross_entropy(logits, tiny_dataset.test.labels).item(), rel=1e-6)
-    assert noted[1].item() == (logits.argmax(1) != tiny_dataset.test.labels).double().mean().item()
+    assert difference(trained.logits["test"], logits) < 1e-6
 
 
 def test_fp32_is_float64_to_rounding(tiny_recipe, tiny_dataset, request):
     """One step. Where rounding switches a ReLU, its one pixel's gradient is added or lacks."""
-    single = TrainState(tiny_recipe, tiny_dataset, 3)
+    single = loaded(tiny_recipe, tiny_dataset)
     start = single.weights.double()
     step(single)
     request.getfixturevalue("double")
-    exact = TrainState(tiny_recipe, tiny_dataset, 3)
-    exact.losses = exact.losses.float()
+    exact = loaded(tiny_recipe, tiny_dataset)
     exact.weights.copy_(start)
     step(exact)
     assert exact.weights.dtype == torch.float64
@@ -101,25 +113,15 @@ def test_fp32_is_float64_to_rounding(tiny_recipe, tiny_dataset, request):
         assert difference(single.state_dict()[name], exact.state_dict()[name]) < 1e-4, name
 
 
-def test_state_dict_loads_strictly_and_counts_batches(tiny_recipe, tiny_dataset):
-    state = TrainState(tiny_recipe, tiny_dataset, 3)
-    EagerEngine(state).steps(2)
-    model = CifarResNet(tiny_recipe.architecture)
-    model.load_state_dict(state.state_dict(), strict=True)
-    assert all(int(m.num_batches_tracked) == 2 for m in model.modules() if isinstance(m, nn.BatchNorm2d))
-    assert torch.equal(model.mean, tiny_dataset.pixel_mean)
-
-
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_half_precision_keeps_fp32_weights_and_statistics(tiny_recipe, tiny_dataset, precision):
     """Close to fp32 after one step, the master weights exact to fp32, and convolutions in half precision."""
-    exact = TrainState(tiny_recipe, tiny_dataset, 3)
-    half = TrainState(dataclasses.replace(tiny_recipe, precision=precision), tiny_dataset, 3)
+    exact, half = loaded(tiny_recipe, tiny_dataset), loaded(tiny_recipe, tiny_dataset, precision)
     assert torch.equal(exact.weights, half.weights)
     step(exact)
     step(half)
     assert half.weights.dtype == half.velocity.dtype == torch.float32
-    assert half.model.conv1.weight.dtype == machine.DTYPES[precision]
+    assert half.model.conv1.weight.dtype == numerics.DTYPES[precision]
     assert half.model.bn1.weight.dtype == half.model.bn1.running_mean.dtype == torch.float32
     assert torch.equal(half.working, half.weights.to(half.dtype))
     assert half.losses[0].item() == pytest.approx(exact.losses[0].item(), rel=0.02)
@@ -128,21 +130,97 @@ def test_half_precision_keeps_fp32_weights_and_statistics(tiny_recipe, tiny_data
     assert half.velocity.norm().item() == pytest.approx(exact.velocity.norm().item(), rel=0.05)
 
 
-def test_timing_a_step_leaves_the_network_as_it_was(tiny_recipe, tiny_dataset):
-    state = TrainState(tiny_recipe, tiny_dataset, 3)
-    before = {name: tensor.clone() for name, tensor in state.tensors().items()}
-    assert EagerEngine(state).seconds_per_step() > 0
-    assert all(torch.equal(tensor, before[name]) for name, tensor in state.tensors().items())
+def test_the_batch_norm_is_torchs(tiny_recipe, tiny_dataset):
+    """Our layer takes another way to the kernel: the same bits on a CPU, training and evaluation, gradient and counter."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(8, 16, 32, 32, generator=generator).to(memory_format=torch.channels_last)
+    ours, torchs = BatchNorm(16), nn.BatchNorm2d(16)
+    for _ in range(2):
+        inputs = [x.clone().requires_grad_() for _ in range(2)]
+        outputs = [layer(each) for layer, each in zip((ours, torchs), inputs, strict=True)]
+        assert torch.equal(*outputs)
+        weight = torch.randn(outputs[0].shape, generator=generator)
+        gradients = [
+            torch.autograd.grad((y * weight).sum(), [each, layer.weight, layer.bias])
+            for y, each, layer in zip(outputs, inputs, (ours, torchs), strict=True)
+        ]
+        assert all(map(torch.equal, *gradients))
+    assert all(torch.equal(tensor, torchs.state_dict()[name]) for name, tensor in ours.state_dict().items())
+    assert torch.equal(ours.eval()(x), torchs.eval()(x))
+
+
+def test_the_state_is_contiguous_fp32_and_has_the_normalisation(tiny_recipe, tiny_dataset):
+    made = loaded(dataclasses.replace(tiny_recipe, normalize="channel"), tiny_dataset, "bf16")
+    state = made.state_dict()
+    assert all(tensor.dtype == torch.float32 and tensor.is_contiguous() for tensor in state.values())
+    assert torch.equal(state["mean"], tiny_dataset.channel_mean.expand(3, 32, 32))
+    assert torch.equal(state["std"], tiny_dataset.channel_std)
+    assert torch.equal(loaded(tiny_recipe, tiny_dataset).state_dict()["mean"], tiny_dataset.pixel_mean)
 
 
 def test_restore_brings_back_every_bit(tiny_recipe, tiny_dataset):
     """From any iteration: what follows is the same, in half precision too, whose working weights are derived."""
-    made = dataclasses.replace(tiny_recipe, precision="bf16")
-    whole = TrainState(made, tiny_dataset, 3)
-    EagerEngine(whole).steps(2)
+    whole = loaded(tiny_recipe, tiny_dataset, "bf16")
+    step(whole)
     saved = {name: tensor.clone() for name, tensor in whole.tensors().items()}
-    EagerEngine(whole).steps(3)
-    other = TrainState(made, tiny_dataset, 3)
+    step(whole)
+    step(whole)
+    other = loaded(tiny_recipe, tiny_dataset, "bf16")
+    other.row += 1
     other.restore(saved)
-    EagerEngine(other).steps(3)
+    step(other)
+    step(other)
     assert all(torch.equal(tensor, whole.tensors()[name]) for name, tensor in other.tensors().items())
+    assert torch.equal(other.losses[1:], whole.losses[1:])
+
+
+def test_sgd_equals_torch_with_decay_on_every_parameter(tiny_recipe):
+    """Against torch.optim.SGD: decay once, as g + wd * w; momentum without dampening; no Nesterov."""
+    made = dataclasses.replace(tiny_recipe, weight_decay=0.01)
+    generator = torch.Generator().manual_seed(0)
+    weights = torch.randn(50, generator=generator)
+    reference = torch.nn.Parameter(weights.clone())
+    optimizer = torch.optim.SGD([reference], lr=0.1, momentum=0.9, weight_decay=0.01)
+    trained = SimpleNamespace(recipe=made, weights=weights, velocity=torch.zeros(50), gradient=torch.empty(50))
+    for rate in (0.1, 0.1, 0.01):
+        trained.gradient.copy_(torch.randn(50, generator=generator))
+        reference.grad = trained.gradient.clone()
+        optimizer.param_groups[0]["lr"] = rate
+        optimizer.step()
+        sgd_(trained, torch.tensor([rate]))
+    assert torch.allclose(weights, reference, rtol=1e-6, atol=1e-7)
+
+
+def test_of_equal_logits_the_first_counts():
+    logits = torch.tensor([[1.0, 3, 3], [3, 3, 1], [2, 2, 2], [0, 1, 2]])
+    assert count_errors(logits, torch.tensor([1, 0, 0, 2])) == 0
+    assert count_errors(logits, torch.tensor([2, 1, 1, 2])) == 3
+    drawn = np.random.default_rng(0).integers(0, 4, (1000, 10)).astype(np.float32)
+    labels = np.random.default_rng(1).integers(0, 10, 1000)
+    expected = np.count_nonzero(drawn.argmax(1) != labels)  # NumPy says that it takes the first
+    assert count_errors(torch.from_numpy(drawn), torch.from_numpy(labels)) == expected
+
+
+def test_the_eager_engine_gives_what_its_steps_note(tiny_recipe, tiny_dataset):
+    expected = loaded(tiny_recipe, tiny_dataset)
+    engine = EagerEngine(tiny_recipe, tiny_dataset, "fp32")
+    rows = rows_of(tiny_recipe, tiny_dataset)
+    for i in range(STEPS):
+        step(expected)
+        outcome = drain(engine.steps(Rows(*(array[i : i + 1] for array in rows)), np.array([0.1], np.float32)))
+        assert outcome.losses.tolist() == expected.losses[i : i + 1].tolist()
+        assert outcome.errors.tolist() == expected.errors[i : i + 1].tolist()
+    evaluate(expected)
+    assert np.array_equal(drain(engine.evaluate())["test"], expected.logits["test"].numpy())
+
+
+def test_a_step_that_is_not_finite_is_an_error_that_counts_those_before_it(tiny_recipe, tiny_dataset):
+    check_finite(np.array([1.0, 2.0]))
+    for wrong in (np.nan, np.inf):
+        with pytest.raises(NonFiniteError) as caught:
+            check_finite(np.array([1.0, wrong, 2.0, np.nan]))
+        assert caught.value.finite == 1
+    engine = EagerEngine(tiny_recipe, tiny_dataset, "fp32")
+    engine.network.weights[:100] = torch.inf
+    with pytest.raises(NonFiniteError):
+        drain(engine.steps(Rows(*(array[:1] for array in rows_of(tiny_recipe, tiny_dataset))), np.array([0.1], "f4")))

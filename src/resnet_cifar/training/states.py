@@ -8,6 +8,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialize
+from torch import Tensor
 
 from resnet_cifar.files import write_whole
 from resnet_cifar.numerics.run import Run
@@ -38,16 +39,19 @@ class StateFile:
 
     def __init__(self, scratch: Path, question: Question, arithmetic: Arithmetic) -> None:
         self.question, self.arithmetic = question, arithmetic
-        identity = {"question": question.model_dump(), "arithmetic": arithmetic.model_dump()}
+        identity = {
+            "question": question.model_dump(exclude_defaults=True),
+            "arithmetic": arithmetic.model_dump(exclude_defaults=True),
+        }
         self.identity = json.dumps(identity, sort_keys=True)
         self.path = scratch / question.cell / f"{_short_name(self.identity)}.safetensors"
 
     def save(self, run: Run, past: Past) -> None:
         """Write the state in one piece: whatever happens, the file is the old state or the new one."""
         tensors, rest = run.saved()
-        note = {"identity": self.identity, "digest": digest(tensors), "past": asdict(past), "rest": rest}
+        note = json.dumps({"identity": self.identity, "past": asdict(past), "rest": rest})
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(self.path, serialize(tensors, {KEY: json.dumps(note)}))
+        write_whole(self.path, serialize(tensors, {KEY: note, "digest": _digest(note, tensors)}))
 
     def restore(self, run: Run) -> tuple[Past, str]:
         """Have ``run`` go on from the saved state.
@@ -61,13 +65,14 @@ class StateFile:
         """
         try:
             with safe_open(self.path, "pt") as file:
-                note = json.loads(file.metadata()[KEY])
+                text, expected = file.metadata()[KEY], file.metadata()["digest"]
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            expected, _ = run.saved()
-            fits = all(tensors[name].shape == tensor.shape for name, tensor in expected.items() if name != "losses")
+            if expected != _digest(text, tensors):
+                return Past(), f"{self.path} is damaged"
+            note = json.loads(text)
+            if note["identity"] != self.identity or not _fits(tensors, run):
+                return Past(), f"{self.path} is another run's"
             past = Past(**note["past"])
-            if note["identity"] != self.identity or note["digest"] != digest(tensors) or not fits:
-                return Past(), f"{self.path} is damaged or of another run"
             run.restore(tensors, note["rest"])
         except FileNotFoundError:
             return Past(), self._others()
@@ -93,6 +98,17 @@ class StateFile:
             except (SafetensorError, OSError, KeyError, TypeError, ValueError):
                 continue
         return ""
+
+
+def _digest(note: str, tensors: dict[str, Tensor]) -> str:
+    return hashlib.sha256(f"{digest(tensors)} {note}".encode()).hexdigest()
+
+
+def _fits(tensors: dict[str, Tensor], run: Run) -> bool:
+    """Whether these are the tensors of such a run, as far as names, shapes and types say."""
+    expected, _ = run.saved()
+    layouts = [{name: (x.shape, x.dtype) for name, x in each.items() if name != "losses"} for each in (tensors, expected)]
+    return layouts[0] == layouts[1]
 
 
 def _short_name(identity: str) -> str:
