@@ -22,7 +22,9 @@ from resnet_cifar import dataset, settings
 from resnet_cifar.cells import Cell
 from resnet_cifar.numerics import determinism
 from resnet_cifar.numerics.data import Dataset
+from resnet_cifar.numerics.engine import Turn
 from resnet_cifar.numerics.protocol import Recipe
+from resnet_cifar.numerics.run import Run
 from resnet_cifar.params import Study
 from resnet_cifar.training.session import Session
 
@@ -92,6 +94,15 @@ def drain(turns: Generator[object, None, Returned]) -> Returned:
             next(turns)
         except StopIteration as end:
             return end.value
+
+
+def advance(run: Run, iteration: int) -> Run:
+    """Train to the first whole turn at ``iteration`` or after it."""
+    turns = run.train()
+    while run.iteration < iteration:
+        while next(turns) is not Turn.WHOLE:
+            pass
+    return run
 
 
 def changed(study: Study, **train: object) -> Study:

@@ -10,7 +10,7 @@ from collections.abc import Generator
 import numpy as np
 import pytest
 import torch
-from conftest import changed, drain, write_tiny_dataset
+from conftest import advance, changed, drain, write_tiny_dataset
 
 from resnet_cifar import dataset
 from resnet_cifar.cells import Cell
@@ -26,15 +26,6 @@ from resnet_cifar.numerics.weights import digest, serialize
 def new(recipe: Recipe, data: Dataset, stretch: int = 1) -> Run:
     kind = type("Stretched", (EagerEngine,), {"stretch": stretch})
     return Run(recipe, data, kind(recipe, data, recipe.precision))
-
-
-def advance(run: Run, iteration: int) -> Run:
-    """Train to the first whole turn at ``iteration`` or after it."""
-    turns = run.train()
-    while run.iteration < iteration:
-        while next(turns) is not Turn.WHOLE:
-            pass
-    return run
 
 
 def outcome(run: Run) -> tuple[bytes, str]:

@@ -1,0 +1,161 @@
+"""run.json: a round trip, strict reading, and differences in words."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from resnet_cifar.cells import Cell, RunFiles, run_files
+from resnet_cifar.numerics.weights import digest
+from resnet_cifar.training import record
+from resnet_cifar.training.record import Arithmetic, Question, Record, RecordError
+from resnet_cifar.training.train import train_cells
+
+CELL = Cell("resnet", 1, 0)
+QUESTION = Question(cell="resnet-1-0", parameters="a" * 64, data="b" * 64)
+NATIVE = Arithmetic(engine="native", precision="fp32", bits=1)
+MADE = Record.model_validate(
+    {
+        "question": QUESTION.model_dump(),
+        "arithmetic": NATIVE.model_dump(),
+        "circumstances": {
+            **{"device": "a CPU", "threads": 8, "simd": "avx2", "torch": "2.14.1", "numpy": "2.4", "code": "c" * 64},
+        },
+        "iterations": 64000,
+        "seconds": 1234.5,
+        "images_per_second": 6635.9,
+        "resumed_at": [100],
+        "weights_sha256": "d" * 64,
+        "history_sha256": "e" * 64,
+    }
+)
+
+
+@pytest.fixture
+def files(session) -> RunFiles:
+    """Of a trained cell."""
+    assert train_cells(session, [CELL], lambda _: None) == {}
+    return run_files(session.runs, CELL)
+
+
+def test_a_round_trip():
+    content = MADE.content()
+    assert Record.model_validate_json(content) == MADE
+    assert content.endswith(b"}\n")
+    assert json.loads(content)["arithmetic"] == {"engine": "native", "precision": "fp32", "bits": 1}
+    assert MADE.cell == CELL
+
+
+def set_to(value: object, *path: str):
+    def change(values: dict) -> None:
+        for key in path[:-1]:
+            values = values[key]
+        values[path[-1]] = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda values: values.pop("seconds"),
+        set_to(1, "notes"),
+        set_to("64000", "iterations"),
+        set_to("d" * 63, "weights_sha256"),
+        set_to("D" * 64, "weights_sha256"),
+        set_to("quantum", "arithmetic", "engine"),
+        set_to(None, "question"),
+        set_to([1.5], "resumed_at"),
+    ],
+)
+def test_reading_is_strict(tmp_path, change):
+    values = json.loads(MADE.content())
+    change(values)
+    files = RunFiles(tmp_path)
+    files.record.write_text(json.dumps(values))
+    with pytest.raises(RecordError, match="its run.json is not a record of a run"):
+        record.read(files)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "words"),
+    [
+        (QUESTION, {"cell": "plain-1-0"}, "its cell is resnet-1-0, not plain-1-0"),
+        (QUESTION, {"parameters": "f" * 64}, "its parameters' digest is aaaaaaaaaaaa, not ffffffffffff"),
+        (QUESTION, {"data": "f" * 64}, "its data set's digest is bbbbbbbbbbbb, not ffffffffffff"),
+        (NATIVE, {"engine": "eager"}, "its engine is native, not eager"),
+        (NATIVE, {"precision": "bf16"}, "its precision is fp32, not bf16"),
+        (NATIVE, {"bits": 2}, "its version of the native engine's bits is 1, not 2"),
+        (NATIVE, {"cudnn": 91002}, "its cuDNN version is None, not 91002"),
+    ],
+)
+def test_a_difference_in_words(one, other, words):
+    assert one.difference(one.model_copy(update=other)) == words
+    assert one.difference(one.model_copy()) is None
+
+
+def test_every_part_of_an_identity_has_a_name_in_words():
+    fields = [*Question.model_fields.values(), *Arithmetic.model_fields.values()]
+    assert all(field.description for field in fields)
+
+
+def test_what_training_leaves_is_read(session, files):
+    found = record.read(files)
+    assert found.question == session.question(CELL)
+    assert found.arithmetic == session.arithmetic(CELL)
+    assert found.iterations == 6
+    assert found.images_per_second == pytest.approx(6 * 8 / found.seconds, rel=0.1, abs=0.1)
+    assert found.arithmetic.threads == torch.get_num_threads()
+    assert found.weights_sha256 == digest(load_file(files.weights))
+    assert record.difference(files, session.question(CELL), session.arithmetic(CELL)) is None
+
+
+@pytest.mark.parametrize("name", ["weights", "history", "record"])
+def test_a_missing_file_is_named(files, name):
+    path = getattr(files, name)
+    path.unlink()
+    with pytest.raises(RecordError, match=f"its {path.name} is missing"):
+        record.read(files)
+
+
+def test_damaged_and_altered_files_are_named(files):
+    history, weights = files.history.read_bytes(), files.weights.read_bytes()
+    files.history.write_bytes(history + b"7,0.1\n")
+    with pytest.raises(RecordError, match=r"its history.csv has the digest \w{12}, not \w{12} as its run.json says"):
+        record.read(files)
+    files.history.write_bytes(history)
+    files.weights.write_bytes(weights[:-1])
+    with pytest.raises(RecordError, match="its weights.safetensors is damaged"):
+        record.read(files)
+    files.weights.write_bytes(weights)
+    state = load_file(files.weights)
+    state["fc.bias"][0] += 1e-6
+    save_file(state, files.weights)
+    with pytest.raises(RecordError, match=r"its weights.safetensors has the digest"):
+        record.read(files)
+    files.record.write_text("{")
+    with pytest.raises(RecordError, match="its run.json is not a record of a run"):
+        record.read(files)
+    files.weights.unlink()
+    files.weights.mkdir()
+    files.record.write_bytes(MADE.content())
+    with pytest.raises(RecordError, match="its files cannot be read|is damaged"):
+        record.read(files)
+
+
+def test_the_digest_is_the_tensors_and_not_the_files(session, files):
+    """Written by another version of safetensors, the weights are still the same."""
+    save_file(load_file(files.weights), files.weights, {"another": "note"})
+    assert record.difference(files, session.question(CELL)) is None
+
+
+def test_the_question_comes_before_how_it_was_computed(session, files):
+    question, arithmetic = session.question(CELL), session.arithmetic(CELL)
+    other = question.model_copy(update={"parameters": "f" * 64})
+    wrong = arithmetic.model_copy(update={"threads": 7})
+    assert record.difference(files, other, wrong).startswith("its parameters' digest is ")
+    assert record.difference(files, question, wrong) == "its number of CPU threads is 1, not 7"
+    assert record.difference(files, question) is None
+    files.record.unlink()
+    assert record.difference(files, question) == "its run.json is missing"
