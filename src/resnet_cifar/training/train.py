@@ -57,7 +57,7 @@ def train_cells(
         pack.say(f"{cell}: trained already, nothing to do")
         on_trained(cell)
     with StopSignal() as stop:
-        while pack.fill() and not stop.received:
+        while not stop.received and pack.fill():
             if not pack.turn():
                 time.sleep(IDLE)
         if stop.received and (pack.active or pack.waiting):
@@ -134,9 +134,9 @@ class _Pack:
 
     def _finish(self, run: CellRun) -> None:
         record = run.finish()
-        self._leave(run)
         self.say(f"{run.cell}: {self.iterations:,} iterations in {clock(record.seconds)}")
         self.on_trained(run.cell)
+        self._leave(run)
 
     def _leave(self, run: CellRun) -> None:
         self.active.remove(run)
@@ -166,9 +166,10 @@ class _Pack:
             reason = f"the device has not enough memory for it or fails ({str(error).partition(chr(10))[0]})"
         # Here, behind the block, nothing of the network is alive any more but what self.active holds.
         self.failed[cell] = reason
-        for run in [run for run in self.active if run.cell == cell]:
+        running = [run for run in self.active if run.cell == cell]
+        for run in running:
             self._leave(run)
-            self.progress.total -= self.iterations - run.run.iteration
+        self.progress.total -= self.iterations - (running[0].run.iteration if running else 0)
         return None
 
     def _show(self) -> None:
