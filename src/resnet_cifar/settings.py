@@ -92,7 +92,7 @@ def _seconds(name: str, default: float) -> float:
         seconds = float(given) if given else default
     except ValueError:
         seconds = -1.0
-    if not seconds >= 0:
+    if not seconds >= 0 or "_" in given or not given.isascii():  # Python reads more than people write
         raise InputError(f"{name} is {given!r}; it should be a number of seconds from 0.")
     return seconds
 
