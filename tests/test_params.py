@@ -1,51 +1,136 @@
 """The parameters: composition, checks, and one sentence that names the key for each mistake."""
 
+import re
 import shutil
+import subprocess
 
 import pytest
 import yaml
 from conftest import ROOT, compose_to
+from pydantic import BaseModel
 
 from resnet_cifar import params
 from resnet_cifar.errors import InputError
+from resnet_cifar.params import Study
 
 
-def test_params_yaml_is_the_composition_of_conf(compose):
-    assert (ROOT / "params.yaml").read_text() == compose()
+def committed(name: str) -> str | None:
+    """A file as git has it, or None outside a checkout."""
+    done = subprocess.run(["git", "show", f":./{name}"], cwd=ROOT, capture_output=True, text=True)
+    return done.stdout if done.returncode == 0 else None
 
 
-@pytest.mark.parametrize("override", ["model.n=9", "model.n=[9]", "model.n='9'", "preset=quick"])
-def test_presets_and_single_values_compose(compose, override):
-    loaded = params.Params.model_validate(yaml.safe_load(compose(override)))
-    if "model.n" in override:
-        assert loaded.cells.n == [9]
+def test_params_yaml_is_the_composition_of_conf(tmp_path):
+    """In git. In the working tree a `dvc exp run -S model.n=9` has every right to leave another one."""
+    listed = subprocess.run(["git", "ls-files", "conf"], cwd=ROOT, capture_output=True, text=True)
+    if committed("params.yaml") is None or not listed.stdout:
+        pytest.skip("needs a git checkout")
+    for name in listed.stdout.splitlines():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(committed(name))
+    compose_to(tmp_path / "params.yaml", tmp_path / "conf")
+    assert committed("params.yaml") == (tmp_path / "params.yaml").read_text()
+
+
+def study_of(text: str) -> Study:
+    return Study.model_validate(yaml.safe_load(text))
+
+
+@pytest.mark.parametrize("override", ["model.n=9", "model.n=[9]", "model.n='9'"])
+def test_single_values_compose(compose, override):
+    assert study_of(compose(override)).cells.n == [9]
 
 
 def test_comma_text_becomes_a_list(compose):
-    loaded = params.Params.model_validate(yaml.safe_load(compose("model.n='3,9'", "train.seeds=4")))
+    loaded = study_of(compose("model.n='3,9'", "train.seeds=4"))
     assert [cell.name for cell in loaded.list_cells()] == ["resnet-3-4", "resnet-9-4"]
 
 
-def test_presets_have_the_same_keys():
-    """What one preset sets the other sets too, so that switching presets leaves nothing behind."""
-
-    def keys(values: object, path: str = "") -> set[str]:
-        if not isinstance(values, dict):
-            return {path}
-        return set().union(*(keys(value, f"{path}.{key}") for key, value in values.items()))
-
-    paper, *others = (keys(yaml.safe_load(path.read_text())) for path in sorted((ROOT / "conf/preset").iterdir()))
-    assert others
-    assert all(other == paper for other in others)
+PRESETS = sorted((ROOT / "conf/preset").glob("*.yaml"))
 
 
-def test_a_study_of_ones_own_is_one_more_file(tmp_path):
+@pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
+def test_a_preset_says_what_it_is_and_composes(compose, path):
+    first, second, *_ = path.read_text().splitlines()
+    assert first == "# @package _global_"  # else Hydra puts what it sets under the key `preset`
+    assert second.startswith("# ")
+    assert second.endswith(".")
+    assert study_of(compose(f"preset={path.stem}")).preset == path.stem
+
+
+def test_the_paper_preset_is_all_of_config_yaml(paper_params):
+    """Section 4.2, written out here: 64,000 iterations, a tenth after 32,000 and 48,000, five seeds of four depths."""
+    assert paper_params.train.iterations == 64_000
+    assert paper_params.train.milestones == [32_000, 48_000]
+    assert (paper_params.train.lr, paper_params.train.gamma, paper_params.train.momentum) == (0.1, 0.1, 0.9)
+    assert (paper_params.train.batch_size, paper_params.train.weight_decay) == (128, 0.0001)
+    assert (paper_params.train.warmup.min_n, paper_params.train.warmup.lr) == (18, 0.01)
+    assert (paper_params.cells.net, paper_params.cells.n) == (["resnet"], [3, 5, 7, 9])
+    assert paper_params.cells.seed == [0, 1, 2, 3, 4]
+    assert paper_params.data.validation == 0
+
+
+def test_config_then_preset_then_override(compose):
+    """What config.yaml says, the preset overrides, and -S overrides that, wherever it stands."""
+    quick, paper = study_of(compose("preset=quick")), study_of(compose("preset=paper"))
+    assert quick.train.iterations != paper.train.iterations
+    assert quick.train.momentum == paper.train.momentum
+    assert study_of(compose("preset=quick", "train.iterations=77")).train.iterations == 77
+    assert study_of(compose("train.iterations=77", "preset=quick")).train.iterations == 77
+
+
+def test_a_preset_may_set_any_parameter(tmp_path):
+    """One more file with another value of every parameter, lists of cells included."""
     shutil.copytree(ROOT / "conf", tmp_path / "conf")
-    text = (ROOT / "conf/preset/paper.yaml").read_text()
-    (tmp_path / "conf/preset/half.yaml").write_text(text.replace("preset: paper", "preset: half"))
-    compose_to(tmp_path / "params.yaml", tmp_path / "conf", "preset=half", "train.lr=0.05")
+    values = {
+        "preset": "own",
+        "model": {"net": ["plain"], "n": [18, 1], "shortcut": "B"},
+        "data": {"validation": 5000, "normalize": "channel"},
+        "train": {
+            **{"seeds": [7], "iterations": 50, "batch_size": 64, "lr": 0.2, "milestones": [9], "gamma": 0.5},
+            **{"warmup": {"min_n": 2, "iterations": 3, "lr": 0.02}, "momentum": 0.8, "weight_decay": 0.001},
+            **{"precision": "bf16", "eval_every": 5},
+        },
+    }
+    (tmp_path / "conf/preset/own.yaml").write_text("# @package _global_\n" + yaml.safe_dump(values))
+    compose_to(tmp_path / "params.yaml", tmp_path / "conf", "preset=own")
     loaded = params.load(tmp_path / "params.yaml")
-    assert (loaded.preset, loaded.train.lr, loaded.train.iterations) == ("half", 0.05, 64_000)
+    assert loaded.model_dump(exclude={"cells"}) == values
+    assert [cell.name for cell in loaded.list_cells()] == ["plain-18-7", "plain-1-7"]
+    plain = yaml.safe_load((ROOT / "conf/config.yaml").read_text())
+    for section in ("model", "data", "train"):  # none is left out above, or has its value of config.yaml
+        assert values[section].keys() == plain[section].keys()
+        assert all(value != plain[section][key] for key, value in values[section].items())
+
+
+def test_the_comments_of_conf_are_the_descriptions_of_the_fields():
+    text = (ROOT / "conf/config.yaml").read_text().partition("\n# The matrix")[0]
+    comments, section = {}, []
+    for line in text.splitlines():
+        if match := re.fullmatch(r"( *)(\w+):\s*(?:[^#]*?)(?:\s+# (.*))?", line):
+            indent, key, comment = match.groups()
+            section = [*section[: len(indent) // 2], key]
+            if comment:
+                comments[".".join(section)] = comment
+    described = {}
+
+    def describe(model: type[BaseModel], path: str) -> None:
+        for name, field in model.model_fields.items():
+            if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+                describe(field.annotation, f"{path}{name}.")
+            else:
+                described[path + name] = field.description
+
+    for section_name in ("model", "data", "train"):
+        describe(Study.model_fields[section_name].annotation, f"{section_name}.")
+    assert len(described) == 18
+    assert comments == described
+
+
+def test_a_trillion_iterations_are_parameters_like_others(compose, tmp_path):
+    """What training them allocates: tests/test_batches.py."""
+    (tmp_path / "params.yaml").write_text(compose("train.iterations=1000000000000"))
+    assert params.load(tmp_path / "params.yaml").train.iterations == 10**12
 
 
 @pytest.mark.parametrize(
