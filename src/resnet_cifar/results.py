@@ -128,7 +128,7 @@ class Evaluator:
             except Unavailable as error:
                 reason = str(error)
             raise InputError(
-                f"{cell} was trained by the native engine, whose evaluation it needs but which cannot be used: {reason}."
+                f"{cell} was trained by the native engine, which must evaluate it and cannot be used here: {reason}."
             )
         native_can = model.architecture.net == "plain" or model.architecture.shortcut == "A"
         return self.computer.native if trained_by is None and native_can else None

@@ -57,11 +57,13 @@ def train_cells(
         pack.say(f"{cell}: trained already, nothing to do")
         on_trained(cell)
     with StopSignal() as stop:
-        while pack.fill() and not stop.received:
-            if not pack.turn():
-                time.sleep(IDLE)
-        if stop.received and (pack.active or pack.waiting):
+        try:
+            while pack.fill() and not stop.received:
+                if not pack.turn():
+                    time.sleep(IDLE)
+        finally:  # an interruption, or a fault of this program: no other cell's work is lost
             pack.stop()
+        if stop.received and not pack.ended:
             raise Interrupted(stop.received)
     return pack.failed
 
@@ -92,6 +94,11 @@ class _Pack:
         self.places = memory.fit_at_once(computer, recipes, session.settings.pack)
         on_gpu = computer.device.type == "cuda"
         self.streams = [torch.cuda.Stream(computer.device) for _ in range(self.places)] if on_gpu else [None]
+
+    @property
+    def ended(self) -> bool:
+        """Whether no cell is left to be trained."""
+        return not (self.active or self.waiting)
 
     def fill(self) -> bool:
         """Begin cells as long as there are places; False if nothing is left to do."""
@@ -148,8 +155,6 @@ class _Pack:
             self._guard(run.cell, run.stop)
             if run.cell not in self.failed:
                 self.say(f"{run.cell}: stopped at iteration {run.run.iteration:,}; the same command goes on from there")
-        for cell, reason in self.failed.items():
-            self.say(f"{cell}: {reason}")
 
     def _guard(self, cell: Cell, action: Callable[[], Any]) -> Any:
         """Do something for one cell; what goes wrong with it is noted and leaves the others alone."""
@@ -166,6 +171,7 @@ class _Pack:
             reason = f"the device has not enough memory for it or fails ({str(error).partition(chr(10))[0]})"
         # Here, behind the block, nothing of the network is alive any more but what self.active holds.
         self.failed[cell] = reason
+        self.say(f"{cell}: {reason}")
         for run in [run for run in self.active if run.cell == cell]:
             self._leave(run)
             self.progress.total -= self.iterations - run.run.iteration
