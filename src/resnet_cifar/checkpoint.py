@@ -1,83 +1,96 @@
-"""A trained network as a file: byte-stable safetensors that say which network they are, loaded strictly."""
+"""Trained networks read from their files, strictly. What the files hold is written by :mod:`numerics.weights`."""
 
 import json
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
 from resnet_cifar.cells import Cell
 from resnet_cifar.errors import InputError
-from resnet_cifar.models import Architecture, CifarResNet
+from resnet_cifar.numerics.models import Architecture, CifarResNet
+from resnet_cifar.numerics.weights import KEY
 
-# One key alone: safetensors writes several metadata keys in random order.
-KEY = "resnet_cifar"
+TENSORS_PER_BLOCK = 12  # two convolutions, and scale, shift, mean, variance and counter of two batch normalisations
 
 
-def save_weights(path: Path, state: dict[str, Tensor], metadata: dict[str, Any]) -> None:
-    """Write a network's state in one piece; equal arguments give equal bytes.
+def read(path: Path) -> tuple[Cell, dict[str, Tensor]]:
+    """The cell that a checkpoint names, and the tensors in it.
 
-    Parameters
-    ----------
-    path : Path
-        The file, in a folder that exists.
-    state : dict of Tensor
-        What ``CifarResNet.state_dict`` gives: contiguous, fp32, the counters of batch normalisation int64.
-    metadata : dict
-        ``net``, ``n``, ``seed`` and ``shortcut``, which say which network it is, and whatever else JSON can hold.
+    Returns
+    -------
+    Cell
+        From the file's metadata.
+    dict of Tensor
+        By name, whatever they are.
+
+    Raises
+    ------
+    InputError
+        If the file is missing, unreadable or without the metadata of a checkpoint.
     """
-    write_whole(path, save(state, {KEY: json.dumps(metadata, sort_keys=True)}))
+    try:
+        with safe_open(path, "pt") as file:
+            fields = json.loads((file.metadata() or {})[KEY])
+            if set(fields) != {"net", "n", "seed"}:
+                raise ValueError("its metadata does not consist of net, n and seed")
+            cell = Cell.parse(f"{fields['net']}-{fields['n']}-{fields['seed']}")
+            return cell, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist: train the cell first, or fetch it with `dvc pull`.") from None
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{path} is damaged or not a checkpoint of this project ({error}).") from None
 
 
-def load_model(path: Path) -> tuple[CifarResNet, dict[str, Any]]:
-    """Build the network that a file's metadata names and load its weights strictly.
+def load_model(path: Path) -> tuple[CifarResNet, Cell]:
+    """Build the network that a checkpoint names and load its weights strictly.
+
+    A plain network has the tensors of the residual one of its depth: which of the two it is, the metadata says. Option
+    B of section 3.3 has tensors of its own.
 
     Returns
     -------
     CifarResNet
         In eval mode, on the CPU. Images in [0, 1] go in, logits come out.
-    dict
-        The metadata.
+    Cell
+        Which network it is.
 
     Raises
     ------
     InputError
-        If the file is missing, unreadable or not by :func:`save_weights`, or if a tensor is missing, additional or of
-        another shape or type than the network's.
+        If the file is missing, unreadable or not a checkpoint, or if a tensor is missing, additional or of another
+        shape or type than the network's. The values are not looked at.
+
+    Examples
+    --------
+    >>> from tempfile import TemporaryDirectory
+    >>> from resnet_cifar.numerics.weights import serialize
+    >>> trained = CifarResNet(Architecture("resnet", n=1))
+    >>> with TemporaryDirectory() as folder:
+    ...     path = Path(folder) / "weights.safetensors"
+    ...     _ = path.write_bytes(serialize(trained.state_dict(), net="resnet", n=1, seed=0))
+    ...     model, cell = load_model(path)
+    >>> print(cell, cell.network, model(torch.rand(2, 3, 32, 32)).shape)
+    resnet-1-0 ResNet-8 torch.Size([2, 10])
     """
-    try:
-        with safe_open(path, "pt") as file:
-            metadata = json.loads((file.metadata() or {})[KEY])
-            cell = Cell.parse(f"{metadata['net']}-{metadata['n']}-{metadata['seed']}")
-            architecture = Architecture(cell.net, cell.n, metadata["shortcut"])
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except FileNotFoundError:
-        raise InputError(f"{path} does not exist: train the cell first, or fetch it with `dvc pull`.") from None
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{path} is damaged or not a checkpoint of this project ({error}).") from None
-    model = CifarResNet(architecture)
-    wrong = sorted({name for name, _ in _layout(state) ^ _layout(model.state_dict())})
+    cell, tensors = read(path)
+    if 3 * cell.n * TENSORS_PER_BLOCK > len(tensors):  # before a network of that n is built
+        raise InputError(f"{path} does not hold the network that it names: it has too few tensors for its n.")
+    shortcut = "B" if any(".downsample." in name for name in tensors) else "A"
+    with torch.device("meta"):  # shapes alone, and no random number drawn
+        model = CifarResNet(Architecture(cell.net, cell.n, shortcut))
+    wrong = sorted({name for name, _ in _layout(tensors) ^ _layout(model.state_dict())})
     if wrong:
         raise InputError(
             f"{path} does not hold a {cell.network}: {wrong[0]} is the first of {len(wrong)} tensors that are missing, "
             "additional or of another shape or type."
         )
-    model.load_state_dict(state, strict=True)
-    return model.eval(), metadata
+    model.to_empty(device="cpu").load_state_dict(tensors)
+    return model.eval(), cell
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file so that, whatever happens, ``path`` is what it was or all of ``content``."""
-    temporary = path.with_name(path.name + ".part")
-    try:
-        temporary.write_bytes(content)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _layout(state: dict[str, Tensor]) -> set[tuple[str, tuple[Any, ...]]]:
+def _layout(tensors: dict[str, Tensor]) -> set[tuple[str, tuple[Any, ...]]]:
     """Each tensor's name with its shape and type."""
-    return {(name, (tensor.shape, tensor.dtype)) for name, tensor in state.items()}
+    return {(name, (tensor.shape, tensor.dtype)) for name, tensor in tensors.items()}
