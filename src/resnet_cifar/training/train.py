@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from resnet_cifar.cells import Cell
+from resnet_cifar.errors import TrainingError
 from resnet_cifar.numerics.engine import Turn
 from resnet_cifar.numerics.run import DivergedError
 from resnet_cifar.progress import Progress, clock
@@ -146,6 +147,7 @@ class _Pack:
         self.on_trained(run.cell)
 
     def _leave(self, run: CellRun) -> None:
+        run.lock.release()
         self.active.remove(run)
         self.before += run.run.iteration
 
@@ -165,6 +167,8 @@ class _Pack:
                 f"{error.what} is not finite at iteration {error.iteration:,}; "
                 "a lower train.lr or train.precision=fp32 may help"
             )
+        except TrainingError as error:
+            reason = str(error)
         except OSError as error:
             reason = f"{error.filename or 'a file'} cannot be written ({error.strerror or error})"
         except (torch.OutOfMemoryError, torch.AcceleratorError, MemoryError) as error:
