@@ -25,7 +25,7 @@ lint: .venv/installed-test
 	@$(PYTHON) -c 'import sys; (3, 11) <= sys.version_info[:2] <= (3, 13) or sys.exit("Python 3.11 to 3.13 is needed: make PYTHON=python3.12 ...")'
 	@echo "Setting up .venv, some minutes the first time: PyTorch's CUDA build is large"
 	$(PYTHON) -m venv .venv
-	$(INSTALL) .
+	$(INSTALL) '.[pipeline,zoo]'
 	touch $@
 
 .venv/installed-ray: .venv/installed-test

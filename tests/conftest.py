@@ -57,12 +57,12 @@ def compose(tmp_path_factory) -> Callable[..., str]:
 
 
 @pytest.fixture(scope="session")
-def paper_params(compose) -> Study:
+def paper_study(compose) -> Study:
     return Study.model_validate(yaml.safe_load(compose("preset=paper")))
 
 
 @pytest.fixture(scope="session")
-def tiny_params() -> Study:
+def tiny_study() -> Study:
     """ResNet-8, six iterations of eight images, evaluated after the fourth and the last."""
     return Study.model_validate(
         {
@@ -113,8 +113,8 @@ def changed(study: Study, **train: object) -> Study:
 
 
 @pytest.fixture(scope="session")
-def tiny_recipe(tiny_params) -> Recipe:
-    return tiny_params.recipe(Cell("resnet", 1, 0))
+def tiny_recipe(tiny_study) -> Recipe:
+    return tiny_study.recipe(Cell("resnet", 1, 0))
 
 
 @pytest.fixture(scope="session")
@@ -155,6 +155,6 @@ def make_session(
 
 
 @pytest.fixture
-def session(tiny_params, tiny_data, tmp_path) -> Session:
+def session(tiny_study, tiny_data, tmp_path) -> Session:
     """Of the tiny study, in the test's own folder; on the CPU, by PyTorch's step."""
-    return make_session(tiny_params, tiny_data, tmp_path)
+    return make_session(tiny_study, tiny_data, tmp_path)

@@ -1,5 +1,6 @@
 """Preprocessing: the arrays, the split, the statistics, and what it says of bad files."""
 
+import resource
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from tiny import FILES, write_tiny_cifar10
 from resnet_cifar import dataset
 from resnet_cifar.cifar10 import hold_out, preprocess, statistics
 from resnet_cifar.errors import InputError
+from resnet_cifar.files import sha256
 
 
 @pytest.fixture
@@ -150,9 +152,43 @@ def test_bad_files_are_named_and_leave_the_last_result_alone(raw, out):
 
 def test_an_output_that_cannot_be_written_is_named(raw, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match="cannot be written"):
+    with pytest.raises(OSError, match="file"):
         preprocess(raw, tmp_path / "file" / "cifar10.safetensors", 0)
     (tmp_path / "folder").mkdir()
-    with pytest.raises(InputError, match="cannot be written"):
+    with pytest.raises(IsADirectoryError, match="folder"):
         preprocess(raw, tmp_path / "folder", 0)
     assert not list((tmp_path / "folder").iterdir())
+
+
+def test_a_full_disk_is_named_and_leaves_the_last_result_alone(raw, out):
+    preprocess(raw, out, 0)
+    before = out.read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, limits[1]))  # as on a full disk, the error names no file
+    try:
+        with pytest.raises(OSError, match="File too large") as caught:
+            preprocess(raw, out, 0)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert str(out) in caught.value.filename
+    assert out.read_bytes() == before
+    assert [path.name for path in out.parent.iterdir()] == [out.name]
+
+
+@pytest.mark.parametrize(
+    ("validation", "digest"),
+    [
+        (0, "cf1365c33894201a88c16ed8646515a39d19b63ba0a81878755ac2c56f6a291f"),
+        (7, "9adaf9ce7f4b7af469bcf2465f35566aa3ded19f73d3c5fcfef9648abf4d96d5"),
+    ],
+)
+def test_the_file_has_the_bytes_it_has_always_had(tmp_path, out, validation, digest):
+    """Frozen: with other bytes every network would have to be trained again."""
+    for number, name in enumerate(FILES, start=1):
+        records = (
+            (np.arange(12 * 3073, dtype=np.uint32) * (1009 + number) // 7 % 256).astype(np.uint8).reshape(12, 3073)
+        )
+        records[:, 0] = np.arange(12) * number % 10
+        (tmp_path / name).write_bytes(records.tobytes())
+    preprocess(tmp_path, out, validation)
+    assert sha256(out) == digest

@@ -44,8 +44,8 @@ def same(x: dict[str, torch.Tensor], y: dict[str, torch.Tensor]) -> bool:
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 @pytest.mark.parametrize("network", NETWORKS, ids=str)
-def test_the_graph_is_the_eager_step_bit_by_bit(tiny_params, data, network, precision):
-    made = recipe_of(tiny_params, network, precision)
+def test_the_graph_is_the_eager_step_bit_by_bit(tiny_study, data, network, precision):
+    made = recipe_of(tiny_study, network, precision)
     eager, graph = TrainState(made, data, 50), TrainState(made, data, 50)
     engines = EagerEngine(eager), GraphEngine(graph, torch.cuda.Stream())
     for engine in engines:
@@ -58,8 +58,8 @@ def test_the_graph_is_the_eager_step_bit_by_bit(tiny_params, data, network, prec
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_together_is_alone(tiny_params, data, precision):
-    recipes = [recipe_of(tiny_params, network, precision) for network in NETWORKS]
+def test_together_is_alone(tiny_study, data, precision):
+    recipes = [recipe_of(tiny_study, network, precision) for network in NETWORKS]
     alone = [finished(TrainState(made, data, 50), torch.cuda.Stream()) for made in recipes]
     trainers = [Trainer(TrainState(made, data, 50), torch.cuda.Stream()) for made in recipes]
     while not all(trainer.finished for trainer in trainers):
@@ -71,8 +71,8 @@ def test_together_is_alone(tiny_params, data, precision):
         assert same({name: tensor.cpu() for name, tensor in trainer.state.tensors().items()}, expected)
 
 
-def test_resumed_is_uninterrupted(tiny_params, data):
-    made = recipe_of(tiny_params, NETWORKS[0], "bf16")
+def test_resumed_is_uninterrupted(tiny_study, data):
+    made = recipe_of(tiny_study, NETWORKS[0], "bf16")
     whole = finished(TrainState(made, data, 50), torch.cuda.Stream())
     first = Trainer(TrainState(made, data, 50), torch.cuda.Stream())
     first.advance()
@@ -83,9 +83,9 @@ def test_resumed_is_uninterrupted(tiny_params, data):
     assert same(finished(again, torch.cuda.Stream()), whole)
 
 
-def test_a_run_that_was_saved_at_its_end_only_writes_its_files(tiny_params, data):
+def test_a_run_that_was_saved_at_its_end_only_writes_its_files(tiny_study, data):
     """As the first network of a process: nothing is warm, and there is no step left to capture."""
-    made = recipe_of(tiny_params, NETWORKS[0], "bf16")
+    made = recipe_of(tiny_study, NETWORKS[0], "bf16")
     state = TrainState(made, data, 50)
     finished(state, torch.cuda.Stream())
     again = TrainState(made, data, 50)
@@ -96,16 +96,16 @@ def test_a_run_that_was_saved_at_its_end_only_writes_its_files(tiny_params, data
     assert trainer.history() == Trainer(state).history()
 
 
-def test_the_batches_are_the_cpus(tiny_params, data, tiny_dataset):
-    made = recipe_of(tiny_params, NETWORKS[0], "fp32")
+def test_the_batches_are_the_cpus(tiny_study, data, tiny_dataset):
+    made = recipe_of(tiny_study, NETWORKS[0], "fp32")
     on_gpu, on_cpu = TrainState(made, data, 50), TrainState(made, tiny_dataset, 50)
     for name in ("index", "top", "left", "flip"):
         assert torch.equal(getattr(on_gpu.stream, name).cpu(), getattr(on_cpu.stream, name))
     assert torch.equal(on_gpu.weights.cpu(), on_cpu.weights)
 
 
-def test_the_first_step_is_the_cpus_to_rounding(tiny_params, data, tiny_dataset):
-    made = recipe_of(tiny_params, NETWORKS[0], "fp32")
+def test_the_first_step_is_the_cpus_to_rounding(tiny_study, data, tiny_dataset):
+    made = recipe_of(tiny_study, NETWORKS[0], "fp32")
     on_gpu, on_cpu = TrainState(made, data, 50), TrainState(made, tiny_dataset, 50)
     EagerEngine(on_gpu).steps(1)
     EagerEngine(on_cpu).steps(1)

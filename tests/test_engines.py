@@ -108,9 +108,9 @@ def gpu(free: int, monkeypatch) -> SimpleNamespace:
 
 
 @pytest.fixture
-def deep(paper_params):
+def deep(paper_study):
     """ResNet-56 in bf16."""
-    return dataclasses.replace(paper_params.recipe(SimpleNamespace(net="resnet", n=9, seed=0)), precision="bf16")
+    return dataclasses.replace(paper_study.recipe(SimpleNamespace(net="resnet", n=9, seed=0)), precision="bf16")
 
 
 def test_a_cpu_trains_one_at_a_time(tiny_recipe):

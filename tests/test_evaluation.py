@@ -1,4 +1,4 @@
-"""Metrics against values computed by hand; checkpoints; the files of an evaluation and the stage's command."""
+"""Metrics against values computed by hand; the files of an evaluation and the stage's command."""
 
 import dataclasses
 import hashlib
@@ -13,21 +13,21 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from resnet_cifar.cells import Cell
-from resnet_cifar.checkpoint import load_model, save_weights
 from resnet_cifar.errors import InputError
 from resnet_cifar.evaluation import evaluate_cell, expected_calibration_error, measure, predict
-from resnet_cifar.models import Architecture, CifarResNet, initialize
+from resnet_cifar.numerics.models import Architecture, CifarResNet
+from resnet_cifar.numerics.weights import serialize
 
 ROOT = Path(__file__).resolve().parents[1]
 CELL = Cell("resnet", 1, 0)
-METADATA = {"net": "resnet", "n": 1, "seed": 0, "shortcut": "A", "parameters_digest": "d"}
+METADATA = {"net": "resnet", "n": 1, "seed": 0}
 CPU = torch.device("cpu")
 
 
 @pytest.fixture
 def model(tiny_dataset) -> CifarResNet:
+    torch.manual_seed(0)
     made = CifarResNet(Architecture("resnet", 1))
-    initialize(made, torch.Generator().manual_seed(0))
     made.set_normalization(*tiny_dataset.normalization("pixel_mean"))
     return made.eval()
 
@@ -36,7 +36,7 @@ def model(tiny_dataset) -> CifarResNet:
 def runs(model, tmp_path) -> Path:
     folder = tmp_path / "runs" / CELL.name
     folder.mkdir(parents=True)
-    save_weights(folder / "weights.safetensors", model.state_dict(), METADATA)
+    (folder / "weights.safetensors").write_bytes(serialize(model.state_dict(), **METADATA))
     return tmp_path / "runs"
 
 
@@ -105,84 +105,10 @@ def test_predict_takes_pixels_in_0_1_and_keeps_the_order(model, tiny_dataset, mo
     torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_saved_weights_are_byte_stable_and_exact(model, tmp_path):
-    paths = [tmp_path / name for name in ("a.safetensors", "b.safetensors")]
-    save_weights(paths[0], model.state_dict(), METADATA)
-    save_weights(paths[1], dict(reversed(model.state_dict().items())), dict(reversed(METADATA.items())))
-    assert paths[0].read_bytes() == paths[1].read_bytes()
-    assert sorted(tmp_path.iterdir()) == paths
-    loaded, metadata = load_model(paths[0])
-    assert metadata == METADATA
-    assert not loaded.training
-    assert loaded.architecture == Architecture("resnet", 1)
-    for name, tensor in model.state_dict().items():
-        assert torch.equal(loaded.state_dict()[name], tensor)
-        assert tensor.dtype == (torch.int64 if name.endswith("num_batches_tracked") else torch.float32)
-
-
-def test_failed_save_leaves_the_old_file(model, tmp_path, monkeypatch):
-    path = tmp_path / "weights.safetensors"
-    save_weights(path, model.state_dict(), METADATA)
-    before = path.read_bytes()
-
-    def fail(*_: object) -> None:
-        raise OSError("no space left")
-
-    monkeypatch.setattr(Path, "replace", fail)
-    with pytest.raises(OSError, match="no space"):
-        save_weights(path, model.state_dict(), METADATA | {"seed": 1})
-    assert list(tmp_path.iterdir()) == [path]
-    assert path.read_bytes() == before
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda state: state.pop("layer2.0.bn1.running_var"),
-        lambda state: state.pop("mean"),
-        lambda state: state.update({"extra": torch.zeros(1)}),
-        lambda state: state.update({"fc.weight": torch.zeros(100, 64)}),
-        lambda state: state.update({"fc.weight": state["fc.weight"].half()}),
-    ],
-    ids=["missing", "no normalisation", "additional", "shape", "type"],
-)
-def test_loading_is_strict(model, tmp_path, change):
-    path = tmp_path / "weights.safetensors"
-    state = model.state_dict()
-    change(state)
-    save_weights(path, state, METADATA)
-    with pytest.raises(InputError, match=r"does not hold a ResNet-8: \S+ is the first of 1 tensors"):
-        load_model(path)
-
-
-@pytest.mark.parametrize("metadata", [{"n": 2}, {"shortcut": "B"}])
-def test_metadata_of_another_network_is_refused(model, tmp_path, metadata):
-    path = tmp_path / "weights.safetensors"
-    save_weights(path, model.state_dict(), METADATA | metadata)
-    with pytest.raises(InputError, match="does not hold a"):
-        load_model(path)
-
-
-def test_unusable_files_are_refused(weights):
-    with pytest.raises(InputError, match="does not exist"):
-        load_model(weights.with_name("other.safetensors"))
-    with pytest.raises(InputError, match="damaged"):
-        load_model(weights.parent)
-    state, content = load_file(weights), weights.read_bytes()
-    for damaged in (b"", content[:1000], content[:-1]):
-        weights.write_bytes(damaged)
-        with pytest.raises(InputError, match="damaged"):
-            load_model(weights)
-    for note in (None, {"resnet_cifar": "{"}, {"resnet_cifar": '{"net": "other", "n": 1, "seed": 0}'}):
-        save_file(state, weights, note)
-        with pytest.raises(InputError, match="damaged"):
-            load_model(weights)
-
-
 @pytest.mark.parametrize("change", [{"seed": 1}, {"net": "plain"}])
 def test_weights_of_another_cell_are_refused(runs, weights, model, tiny_dataset, tmp_path, change):
     """A plain network has the residual one's tensors: only the metadata tells them apart."""
-    save_weights(weights, model.state_dict(), METADATA | change)
+    weights.write_bytes(serialize(model.state_dict(), **METADATA | change))
     with pytest.raises(InputError, match="not those of resnet-1-0"):
         evaluate_cell(CELL, tiny_dataset, runs, tmp_path / "results", CPU)
     assert not (tmp_path / "results").exists()
@@ -190,7 +116,7 @@ def test_weights_of_another_cell_are_refused(runs, weights, model, tiny_dataset,
 
 def test_logits_that_are_not_finite_are_refused(runs, weights, model, tiny_dataset, tmp_path):
     model.fc.bias.data[0] = torch.nan
-    save_weights(weights, model.state_dict(), METADATA)
+    weights.write_bytes(serialize(model.state_dict(), **METADATA))
     with pytest.raises(InputError, match="not finite"):
         evaluate_cell(CELL, tiny_dataset, runs, tmp_path / "results", CPU)
     assert not (tmp_path / "results").exists()

@@ -1,11 +1,11 @@
-"""The networks against the paper: sizes, shortcuts, order of operations, initialisation."""
+"""The networks against the paper: sizes, shortcuts, order of operations; what they take and refuse."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from resnet_cifar.models import Architecture, BasicBlock, CifarResNet, ZeroPadShortcut, initialize
+from resnet_cifar.numerics.models import Architecture, BasicBlock, BatchNorm, CifarResNet, ZeroPadShortcut
 
 KINDS = [("resnet", "A"), ("resnet", "B"), ("plain", "A")]
 
@@ -23,10 +23,10 @@ def on_meta(*architecture: object) -> CifarResNet:
         return CifarResNet(Architecture(*architecture))
 
 
-def initialized(*architecture: object, seed: int = 0) -> CifarResNet:
-    model = CifarResNet(Architecture(*architecture))
-    initialize(model, torch.Generator().manual_seed(seed))
-    return model
+def seeded(*architecture: object) -> CifarResNet:
+    """A network with torch's own first weights, always the same."""
+    torch.manual_seed(0)
+    return CifarResNet(Architecture(*architecture))
 
 
 def randomize(model: nn.Module) -> nn.Module:
@@ -109,7 +109,7 @@ def test_multiplications_of_one_image(n, count):
 
 @pytest.mark.parametrize("n", [1, 2, 4])
 def test_any_n_gives_6n_plus_2_layers(n):
-    model = initialized("resnet", n).eval()
+    model = seeded("resnet", n).eval()
     assert sum(isinstance(module, nn.Conv2d | nn.Linear) for module in model.modules()) == 6 * n + 2
     assert model(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
 
@@ -127,8 +127,8 @@ def test_shortcut_subsamples_and_appends_zero_channels():
 def test_block_adds_before_its_second_relu(net, shortcut, stride):
     """Figure 2: relu(F(x) + shortcut); a plain block is relu(F(x)); nothing is added after the ReLU."""
     generator = torch.Generator().manual_seed(0)
+    torch.manual_seed(0)
     block = BasicBlock(Architecture(net, 1, shortcut), 4, 4 * stride, stride)
-    initialize(block, generator)
     randomize(block)
     x = torch.randn(3, 4, 6, 6, generator=generator, dtype=torch.float64)
     state = block.state_dict()
@@ -150,7 +150,7 @@ def test_block_adds_before_its_second_relu(net, shortcut, stride):
 @pytest.mark.parametrize(("net", "shortcut"), KINDS)
 def test_network_equals_the_paper_written_out(net, shortcut):
     generator = torch.Generator().manual_seed(0)
-    model = randomize(initialized(net, 2, shortcut))
+    model = randomize(seeded(net, 2, shortcut))
     model.set_normalization(*torch.rand(2, 3, 1, 1, generator=generator, dtype=torch.float64).add(0.5))
     x = torch.rand(2, 3, 32, 32, generator=generator, dtype=torch.float64)
     with torch.no_grad():
@@ -162,12 +162,14 @@ def test_normalization_is_part_of_the_network():
     generator = torch.Generator().manual_seed(0)
     x = torch.rand(2, 3, 32, 32, generator=generator)
     mean = torch.rand(3, 32, 32, generator=generator)
-    plain, own = initialized("resnet", 1).eval(), initialized("resnet", 1).eval()
+    plain, own = seeded("resnet", 1).eval(), seeded("resnet", 1).eval()
     own.set_normalization(mean, torch.ones(3, 1, 1))
     assert torch.equal(own(x), plain(x - mean))
     channel_mean, channel_std = torch.rand(2, 3, 1, 1, generator=generator).add(0.1)
     own.set_normalization(channel_mean, channel_std)
     assert torch.equal(own(x), plain((x - channel_mean) / channel_std))
+    assert torch.equal(own.forward_features(x), own.features(own.normalize(x)))
+    assert not torch.equal(own.forward_features(x), own.features(x))
 
 
 @pytest.mark.parametrize(("net", "shortcut"), KINDS)
@@ -182,37 +184,6 @@ def test_no_convolution_has_a_bias(net, shortcut):
     assert all(m.bias is None for m in on_meta(net, 3, shortcut).modules() if isinstance(m, nn.Conv2d))
 
 
-def test_he_initialization():
-    """Normal, mean 0 and standard deviation sqrt(2 / fan-in), in each layer within five standard errors."""
-    model = initialized("resnet", 5, "B")
-    pooled = []
-    for module in model.modules():
-        if isinstance(module, nn.Conv2d | nn.Linear):
-            weight = module.weight.detach()
-            z = (weight / (2 / weight[0].numel()) ** 0.5).flatten()
-            assert abs(z.mean()) < 5 / len(z) ** 0.5
-            assert abs(z.std() - 1) < 5 / (2 * len(z)) ** 0.5
-            pooled.append(z)
-        if isinstance(module, nn.BatchNorm2d):
-            assert (module.weight == 1).all()
-            assert (module.bias == 0).all()
-    assert (model.fc.bias == 0).all()
-    assert model.fc.weight[0].numel() == 64
-    # A normal distribution has 4.55% beyond two standard deviations; a uniform one of the same width none.
-    assert (torch.cat(pooled).abs() > 2).double().mean().item() == pytest.approx(0.0455, abs=0.002)
-
-
-def test_initialization_comes_from_its_generator_alone():
-    before = torch.random.get_rng_state()
-    model = CifarResNet(Architecture("resnet", 1))
-    torch.random.set_rng_state(before)
-    initialize(model, torch.Generator().manual_seed(0))
-    assert torch.equal(torch.random.get_rng_state(), before)
-    first, same, other = initialized("resnet", 1), initialized("resnet", 1), initialized("resnet", 1, seed=1)
-    assert all(torch.equal(tensor, same.state_dict()[name]) for name, tensor in first.state_dict().items())
-    assert not torch.equal(first.conv1.weight, other.conv1.weight)
-
-
 def test_keys_are_torchvisions_and_the_normalization():
     """For a network with torchvision's block, the same names within the three stages that both have."""
     from torchvision.models import resnet18
@@ -220,3 +191,90 @@ def test_keys_are_torchvisions_and_the_normalization():
     with torch.device("meta"):
         theirs = {name for name in resnet18().state_dict() if not name.startswith("layer4")}
     assert set(on_meta("resnet", 2, "B").state_dict()) == theirs | {"mean", "std"}
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["training", "eval"])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "channels_last"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+def test_batch_norm_has_torchs_bits_on_a_cpu(dtype, layout, training):
+    """Output, statistics, counter and gradients; the parameters are fp32 whatever the input is."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(8, 16, 9, 9, generator=generator).to(dtype).contiguous(memory_format=layout)
+    direction = torch.randn(8, 16, 9, 9, generator=generator).to(dtype).contiguous(memory_format=layout)
+    seen = []
+    for kind in (BatchNorm, nn.BatchNorm2d):
+        norm = kind(16)
+        for tensor in (norm.weight.data, norm.bias.data, norm.running_mean, norm.running_var):
+            tensor.copy_(torch.linspace(0.5, 1.5, 16))
+        norm.train(training)
+        for _ in range(2):
+            given = x.clone().requires_grad_()
+            y = norm(given)
+            y.backward(direction)
+        assert y.is_contiguous(memory_format=layout)
+        seen.append([y, given.grad, norm.weight.grad, norm.bias.grad, *norm.buffers()])
+        assert norm.num_batches_tracked == (2 if training else 0)
+    assert all(ours.dtype == theirs.dtype and torch.equal(ours, theirs) for ours, theirs in zip(*seen, strict=True))
+
+
+def test_batch_norm_without_a_counter_still_gathers_statistics():
+    norm = BatchNorm(2)
+    norm.num_batches_tracked = None
+    norm(torch.full((2, 2, 4, 4), 10.0))
+    assert norm.running_mean.tolist() == [1.0, 1.0]  # a tenth of the way from 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_batch_norm_is_that_one(kind):
+    norms = [module for module in on_meta(kind[0], 2, kind[1]).modules() if isinstance(module, nn.BatchNorm2d)]
+    assert {type(norm) for norm in norms} == {BatchNorm}
+
+
+REFUSED = [
+    torch.zeros(2, 3, 32, 32, dtype=torch.uint8),
+    torch.zeros(2, 1, 32, 32),
+    torch.zeros(2, 3, 1, 1),
+    torch.zeros(2, 32, 32, 3),
+    torch.zeros(3, 32, 32),
+]
+
+
+@pytest.mark.parametrize("images", REFUSED, ids=lambda images: f"{images.dtype} {list(images.shape)}")
+def test_what_would_be_broadcast_or_rescaled_is_refused(images):
+    model = seeded("resnet", 1).eval()
+    for take in (model, model.forward_features):
+        with pytest.raises(
+            ValueError, match=r"takes images of shape \(N, 3, 32, 32\), floating point in \[0, 1\]; these "
+        ):
+            take(images)
+
+
+def test_no_images_give_no_logits():
+    assert seeded("resnet", 1).eval()(torch.zeros(0, 3, 32, 32)).shape == (0, 10)
+
+
+def test_a_graph_of_the_network_still_refuses_bytes():
+    graph = torch.fx.symbolic_trace(seeded("resnet", 1).eval())
+    with pytest.raises(ValueError, match="takes images of shape"):
+        graph(REFUSED[0])
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["training", "eval"])
+def test_compiled_network_trains_as_the_eager_one(training):
+    """The kernel changes its statistics in place, which its signature does not say."""
+    x = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    seen = []
+    for compile_ in (lambda model: torch.compile(model, backend="aot_eager", fullgraph=True), lambda model: model):
+        model = seeded("resnet", 1, "B").train(training)
+        y = compile_(model)(x)
+        y.square().sum().backward()
+        seen.append([y, *model.buffers(), *(parameter.grad for parameter in model.parameters())])
+    torch.testing.assert_close(*seen)
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit", "error::torch.jit.TracerWarning")
+def test_traced_network_takes_any_number_of_images():
+    x = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    model = seeded("plain", 1).eval()
+    traced = torch.jit.trace(model, x[:2])
+    torch.testing.assert_close(traced(x), model(x))

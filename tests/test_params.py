@@ -58,16 +58,16 @@ def test_a_preset_says_what_it_is_and_composes(compose, path):
     assert study_of(compose(f"preset={path.stem}")).preset == path.stem
 
 
-def test_the_paper_preset_is_all_of_config_yaml(paper_params):
+def test_the_paper_preset_is_all_of_config_yaml(paper_study):
     """Section 4.2, written out here: 64,000 iterations, a tenth after 32,000 and 48,000, five seeds of four depths."""
-    assert paper_params.train.iterations == 64_000
-    assert paper_params.train.milestones == [32_000, 48_000]
-    assert (paper_params.train.lr, paper_params.train.gamma, paper_params.train.momentum) == (0.1, 0.1, 0.9)
-    assert (paper_params.train.batch_size, paper_params.train.weight_decay) == (128, 0.0001)
-    assert (paper_params.train.warmup.min_n, paper_params.train.warmup.lr) == (18, 0.01)
-    assert (paper_params.cells.net, paper_params.cells.n) == (["resnet"], [3, 5, 7, 9])
-    assert paper_params.cells.seed == [0, 1, 2, 3, 4]
-    assert paper_params.data.validation == 0
+    assert paper_study.train.iterations == 64_000
+    assert paper_study.train.milestones == [32_000, 48_000]
+    assert (paper_study.train.lr, paper_study.train.gamma, paper_study.train.momentum) == (0.1, 0.1, 0.9)
+    assert (paper_study.train.batch_size, paper_study.train.weight_decay) == (128, 0.0001)
+    assert (paper_study.train.warmup.min_n, paper_study.train.warmup.lr) == (18, 0.01)
+    assert (paper_study.cells.net, paper_study.cells.n) == (["resnet"], [3, 5, 7, 9])
+    assert paper_study.cells.seed == [0, 1, 2, 3, 4]
+    assert paper_study.data.validation == 0
 
 
 def test_config_then_preset_then_override(compose):
@@ -190,6 +190,6 @@ def test_no_file_and_no_yaml_are_one_sentence(tmp_path):
             params.load(tmp_path / "params.yaml")
 
 
-def test_batch_larger_than_the_data(paper_params):
+def test_batch_larger_than_the_data(paper_study):
     with pytest.raises(InputError, match="at most 100 images"):
-        paper_params.check_batch(100)
+        paper_study.check_batch(100)

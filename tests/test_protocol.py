@@ -32,8 +32,8 @@ from resnet_cifar.numerics.protocol import Recipe, learning_rates, resolve
         (18, 64_000, 0.001),
     ],
 )
-def test_learning_rate_of_section_4_2(paper_params, n, iteration, rate):
-    (found,) = learning_rates(resolve(paper_params, "resnet", n, 0), start=iteration - 1, count=1)
+def test_learning_rate_of_section_4_2(paper_study, n, iteration, rate):
+    (found,) = learning_rates(resolve(paper_study, "resnet", n, 0), start=iteration - 1, count=1)
     assert found.dtype == np.float32
     assert found == pytest.approx(rate, rel=1e-7)
 
@@ -61,31 +61,31 @@ def test_points_of_the_curve(tiny_recipe):
     assert dataclasses.replace(made, eval_every=99).next_evaluation(0) == 10
 
 
-def test_paper_preset_is_the_papers_protocol(paper_params):
-    made = paper_params.recipe(Cell("resnet", 3, 4))
+def test_paper_preset_is_the_papers_protocol(paper_study):
+    made = paper_study.recipe(Cell("resnet", 3, 4))
     assert (made.net, made.n, made.seed) == ("resnet", 3, 4)
     assert (made.batch_size, made.momentum, made.weight_decay, made.gamma) == (128, 0.9, 1e-4, 0.1)
     assert (made.shortcut, made.normalize) == ("A", "pixel_mean")
 
 
 @pytest.mark.parametrize(("n", "iterations", "rate"), [(17, 0, 0.1), (18, 400, 0.01), (19, 400, 0.01)])
-def test_the_warm_up_is_for_deep_networks(paper_params, n, iterations, rate):
-    made = resolve(paper_params, "resnet", n, 0)
+def test_the_warm_up_is_for_deep_networks(paper_study, n, iterations, rate):
+    made = resolve(paper_study, "resnet", n, 0)
     assert (made.warmup_iterations, made.warmup_lr) == (iterations, rate)
 
 
-def test_a_warm_up_of_no_iterations_is_none(paper_params):
-    study = changed(paper_params, warmup={"min_n": 18, "iterations": 0, "lr": 0.02})
+def test_a_warm_up_of_no_iterations_is_none(paper_study):
+    study = changed(paper_study, warmup={"min_n": 18, "iterations": 0, "lr": 0.02})
     made = resolve(study, "resnet", 18, 0)
     assert (made.warmup_iterations, made.warmup_lr) == (0, made.lr)
 
 
-def test_digest_follows_what_affects_this_cell_alone(paper_params):
+def test_digest_follows_what_affects_this_cell_alone(paper_study):
     """A warm-up that this network does not have leaves its digest as it is; the curve's points are in the history."""
 
     def moved(n: int, **train: object) -> bool:
-        study = changed(paper_params, **train)
-        return resolve(study, "resnet", n, 0).digest != resolve(paper_params, "resnet", n, 0).digest
+        study = changed(paper_study, **train)
+        return resolve(study, "resnet", n, 0).digest != resolve(paper_study, "resnet", n, 0).digest
 
     warmup = {"min_n": 18, "iterations": 300, "lr": 0.02}
     assert moved(18, warmup=warmup)

@@ -1,116 +1,184 @@
-"""The report, from results made up here."""
+"""The report, from runs and results made up here, and once from real ones."""
 
+import dataclasses
 import json
+import os
 import re
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 import yaml
+from dvc.utils.hydra import compose_and_dump
 from matplotlib.figure import Figure
 from PIL import Image
+from safetensors.torch import save_file
+from tiny import write_tiny_cifar10
 
+from resnet_cifar import dataset
 from resnet_cifar.cells import Cell, run_files
-from resnet_cifar.errors import InputError
-from resnet_cifar.params import Params
-from resnet_cifar.report import figures, speed
-from resnet_cifar.report.outcome import follows_the_paper, load
+from resnet_cifar.cifar10 import preprocess
+from resnet_cifar.errors import InputError, needs_extra
+from resnet_cifar.evaluation import Measures, Result
+from resnet_cifar.files import sha256
+from resnet_cifar.numerics.weights import digest
+from resnet_cifar.params import Study
+from resnet_cifar.report import figures, paper, speed
+from resnet_cifar.report.outcome import Outcome, load
 from resnet_cifar.report.statistics import summarize
 from resnet_cifar.report.writer import write
-from resnet_cifar.training.protocol import recipe
+from resnet_cifar.results import Evaluator
+from resnet_cifar.settings import Settings
+from resnet_cifar.training.record import Arithmetic, Circumstances, Question, Record
+from resnet_cifar.training.session import Session
+from resnet_cifar.training.train import train_cells
 
 ROOT = Path(__file__).resolve().parents[1]
 THROUGHPUT = ROOT / "benchmarks/throughput.csv"
 PARAMETERS = {3: 269_722, 5: 464_154, 7: 658_586, 9: 853_018, 18: 1_727_962}
+DATA = "d" * 64
 
 
-def make_results(folder: Path, study: Params) -> None:
-    """Leave what training and evaluation would: the shape of the real curves, noise for the numbers."""
+@cache
+def composed(*overrides: str) -> str:
+    """params.yaml as `dvc exp run -S` writes it."""
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "params.yaml"
+        compose_and_dump(path, str(ROOT / "conf"), None, "config", str(ROOT / "conf"), list(overrides))
+        return path.read_text()
+
+
+def study_of(*overrides: str) -> Study:
+    return Study.model_validate(yaml.safe_load(composed(*overrides)))
+
+
+def make_results(folder: Path, study: Study, errors: dict[str, float] | None = None) -> None:
+    """Leave what training and evaluation would: the shape of the real curves, noise for the numbers.
+
+    ``errors`` are the test errors of cells, by name, that are not left to chance.
+    """
     for cell in study.list_cells():
-        _make_cell(folder, study, cell)
+        make_cell(folder, study, cell, (errors or {}).get(cell.name))
 
 
-def _make_cell(folder: Path, study: Params, cell: Cell) -> None:
+def make_cell(
+    folder: Path,
+    study: Study,
+    cell: Cell,
+    error: float | None = None,
+    *,
+    engine: str = "native",
+    precision: str = "fp32",
+    curve_error: float | None = None,
+    evaluated_by: str = "native",
+    data: str = DATA,
+) -> None:
+    """Leave one cell's files. ``curve_error`` is where its curve ends, by default at ``error``."""
     random = np.random.default_rng([cell.n, cell.seed, cell.net == "plain"])
     train = study.train
+    if error is None and cell.net == "resnet":
+        error = round(6.4 + 5.5 / cell.n + random.normal(0, 0.2), 2)
+    elif error is None:
+        error = round(8.4 + 0.5 * cell.n + random.normal(0, 0.3), 2)
     iterations = np.minimum(np.arange(0, train.iterations, train.eval_every) + train.eval_every, train.iterations)
     rate = train.lr * train.gamma ** sum((iterations > milestone).astype(int) for milestone in train.milestones)
-    if cell.net == "resnet":
-        final = 6.4 + 5.5 / cell.n + random.normal(0, 0.2)
-    else:
-        final = 8.4 + 0.5 * cell.n + random.normal(0, 0.3)
-    error = final + 12 * rate / train.lr + 50 * np.exp(-12 * iterations / train.iterations)
-    error += random.normal(0, 1, len(error)) * rate / train.lr
-    error[-1] = round(final, 2)
-    splits = {"train": 0.6 * error, "test": error}
+    curve = error + 12 * rate / train.lr + 50 * np.exp(-12 * iterations / train.iterations)
+    curve += random.normal(0, 1, len(curve)) * rate / train.lr
+    curve[-1] = error if curve_error is None else curve_error
+    splits = {"train": 0.6 * curve, "test": curve}
     if study.data.validation:
-        splits["validation"] = error + 0.25
+        splits["validation"] = curve + 0.25
     columns = {"iteration": iterations, "lr": rate}
-    for split, errors in splits.items():
-        columns |= {f"{split}_loss": errors / 30, f"{split}_error": errors}
+    for split, values in splits.items():
+        columns |= {f"{split}_loss": values / 30, f"{split}_error": values}
+    weights = {"weights": torch.tensor([cell.n, cell.seed, error])}
     files = run_files(folder / "runs", cell)
-    files.folder.mkdir(parents=True)
-    pd.DataFrame(columns).to_csv(files.history, index=False)
-    identity = {
-        "cell": cell.name,
-        "net": cell.net,
-        "n": cell.n,
-        "seed": cell.seed,
-        "weights_sha256": f"{cell.name:x>64}",
-    }
-    record = {
-        "seconds": 61.5 * cell.n + cell.seed,
-        "images_per_second": 12345.6 / cell.n,
-        "iterations": train.iterations,
-        "device": "NVIDIA H200",
-        "threads": 16,
-        "torch": "2.11.0",
-        "precision": "bf16",
-        "eval_every": train.eval_every,
-        "digests": {"code": "a", "parameters": recipe(study, cell, "bf16").digest, "data": "c"},
-        "resumed_at": [],
-    }
-    files.record.write_text(json.dumps(identity | record))
-    mistakes = random.dirichlet(np.ones(10), size=10) * 10 * final
-    confusion = mistakes.astype(int) * (1 - np.eye(10, dtype=int))
-    confusion += np.diag(1000 - confusion.sum(axis=1))
-    evaluated = {
-        "error": round(final, 2),
-        "loss": final / 30,
-        "calibration_error": 3.2,
-        "class_errors": list(100 - confusion.diagonal() / 10),
-        "confusion": confusion.tolist(),
-    }
-    metrics = {
-        "parameters": PARAMETERS.get(cell.n, 100_000 * cell.n),
-        "test": evaluated,
-        "validation": evaluated | {"error": round(final + 0.25, 2)} if study.data.validation else None,
-    }
+    files.folder.mkdir(parents=True, exist_ok=True)
+    save_file(weights, files.weights)
+    pd.DataFrame(columns).assign(weights_sha256="e" * 64).to_csv(files.history, index=False, float_format="%.6f")
+    record = Record(
+        question=Question(cell=cell.name, parameters=study.recipe(cell).digest, data=data),
+        arithmetic=_arithmetic(engine, precision),
+        circumstances=Circumstances(
+            device="AMD EPYC" if engine == "native" else "NVIDIA H200",
+            threads=16,
+            simd=None,
+            torch="2.11.0",
+            numpy="2.0",
+            code="c" * 64,
+        ),
+        iterations=train.iterations,
+        seconds=360.0,
+        images_per_second=12345.6 / cell.n,
+        resumed_at=[],
+        weights_sha256=digest(weights),
+        history_sha256=sha256(files.history),
+    )
+    files.record.write_bytes(record.content())
     result = folder / "results" / cell.name
-    result.mkdir(parents=True)
-    (result / "metrics.json").write_text(json.dumps(identity | metrics))
+    result.mkdir(parents=True, exist_ok=True)
+    logits = {"test_logits": torch.tensor([[float(cell.seed)]])}
+    save_file(logits, result / "predictions.safetensors")
+    validation = measures(error + 0.25, study.data.validation) if study.data.validation else None
+    metrics = Result(
+        cell=cell.name,
+        parameters=PARAMETERS.get(cell.n, 100_000 * cell.n),
+        weights_sha256=digest(weights),
+        data_sha256=data,
+        predictions_sha256=digest(logits),
+        arithmetic=_arithmetic(evaluated_by, "fp32"),
+        test=measures(error, 10_000),
+        validation=validation,
+    )
+    (result / "metrics.json").write_bytes(metrics.content())
+
+
+def _arithmetic(engine: str, precision: str) -> Arithmetic:
+    if engine == "native":
+        return Arithmetic(engine=engine, precision=precision, bits=1)
+    return Arithmetic(engine=engine, precision=precision, code="c" * 64, device="NVIDIA H200", torch="2.11.0", cudnn=9)
+
+
+def measures(error: float, images: int) -> Measures:
+    """Of images of equally many in each class, of whose mistakes each class has its share in the next one's column."""
+    wrong = round(error * images / 100)
+    confusion = np.zeros((10, 10), int)
+    for label in range(10):
+        mine = wrong // 10 + (label < wrong % 10)
+        confusion[label, (label + 1) % 10] = mine
+        confusion[label, label] = images // 10 - mine
+    return Measures(
+        error=round(100 * wrong / images, 4),
+        loss=round(error / 30, 6),
+        calibration_error=3.2,
+        class_errors=[round(100 * (1 - row[label] / row.sum()), 4) for label, row in enumerate(confusion)],
+        confusion=confusion.tolist(),
+    )
+
+
+def render(folder: Path, study: Study, throughput: Path = THROUGHPUT) -> Path:
+    write(study, folder / "runs", folder / "results", throughput, folder / "reports")
+    return folder / "reports"
+
+
+def read(folder: Path, study: Study) -> Outcome:
+    return load(study, folder / "runs", folder / "results")
 
 
 @pytest.fixture
-def study_of(compose):
-    def made(*overrides: str) -> Params:
-        return Params.model_validate(yaml.safe_load(compose(*overrides)))
-
-    return made
-
-
-@pytest.fixture
-def rendered(tmp_path, study_of):
+def rendered(tmp_path):
     """Render a study's report from made-up results; returns its folder."""
 
     def made(*overrides: str) -> Path:
         study = study_of(*overrides)
         make_results(tmp_path, study)
-        write(study, tmp_path / "runs", tmp_path / "results", THROUGHPUT, tmp_path / "reports")
-        return tmp_path / "reports"
+        return render(tmp_path, study)
 
     return made
 
@@ -118,19 +186,21 @@ def rendered(tmp_path, study_of):
 @pytest.fixture
 def no_figures(monkeypatch):
     """Leave the figures out, where a test is about words and numbers."""
-    for name in ("error_vs_depth", "training", "confusion"):
-        monkeypatch.setattr(figures, name, lambda *args: args[-1].write_bytes(b""))
+    for name, drawing in figures.FIGURES.items():
+        empty = dataclasses.replace(drawing, draw=lambda *args: args[-1].write_bytes(b""))
+        monkeypatch.setitem(figures.FIGURES, name, empty)
 
 
-def _set_error(folder: Path, cell: str, error: float) -> None:
-    path = folder / "results" / cell / "metrics.json"
-    metrics = json.loads(path.read_text())
-    metrics["test"]["error"] = error
-    path.write_text(json.dumps(metrics))
-
-
-def _edit(path: Path, **values: object) -> None:
-    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+def _edit(path: Path, change: dict[str, object]) -> None:
+    """Alter a JSON file: ``change`` has values by keys with dots."""
+    content = json.loads(path.read_text())
+    for key, value in change.items():
+        *parents, last = key.split(".")
+        place = content
+        for parent in parents:
+            place = place[parent]
+        place[last] = value
+    path.write_text(json.dumps(content))
 
 
 def _table(text: str) -> list[dict[str, str]]:
@@ -165,14 +235,11 @@ def test_one_run_has_a_mean_and_nothing_else():
 
 
 @pytest.mark.usefixtures("no_figures")
-def test_the_table_of_the_paper_preset(tmp_path, study_of):
+def test_the_table_of_the_paper_preset(tmp_path):
     """Five runs 8.1, 8.2, 8.3, 8.4, 8.5: s = 0.1581, t(0.975, 4) = 2.776, so 8.30 ± 0.196 and ± 0.481."""
     study = study_of("preset=paper", "model.n=[3,18]")
-    make_results(tmp_path, study)
-    for seed, error in enumerate((8.3, 8.1, 8.5, 8.2, 8.4)):
-        _set_error(tmp_path, f"resnet-3-{seed}", error)
-    write(study, tmp_path / "runs", tmp_path / "results", THROUGHPUT, tmp_path / "reports")
-    text = (tmp_path / "reports/metrics.md").read_text()
+    make_results(tmp_path, study, {f"resnet-3-{seed}": error for seed, error in enumerate((8.3, 8.1, 8.5, 8.2, 8.4))})
+    text = (render(tmp_path, study) / "metrics.md").read_text()
     first, second = _table(text)
     assert first == {
         "Network": "ResNet-20",
@@ -188,28 +255,29 @@ def test_the_table_of_the_paper_preset(tmp_path, study_of):
     }
     assert (second["Network"], second["Paper"], second["Article"]) == ("ResNet-110", "6.61 ± 0.16", "–")
     assert second["The paper's run is"] == "–"  # it is a mean of five, which one further run does not compare with
+    assert text.startswith("# Test error on CIFAR-10\n")
     assert "64,000 iterations" in text
-    assert "5 runs on NVIDIA H200" not in text  # ten runs on one kind of machine
-    assert "10 runs on NVIDIA H200 (16 CPU threads, PyTorch 2.11.0, bf16)" in text
+    assert "over 5 runs of each network" in text
 
 
 @pytest.mark.usefixtures("no_figures")
-def test_a_paper_run_outside_the_prediction_interval_is_said_to_be(tmp_path, study_of):
+def test_a_paper_run_outside_the_prediction_interval_is_said_to_be(tmp_path):
     study = study_of("preset=paper", "model.n=3")
-    make_results(tmp_path, study)
-    for seed in range(5):
-        _set_error(tmp_path, f"resnet-3-{seed}", 8.0 + seed / 100)
-    write(study, tmp_path / "runs", tmp_path / "results", THROUGHPUT, tmp_path / "reports")
-    (row,) = _table((tmp_path / "reports/metrics.md").read_text())
+    make_results(tmp_path, study, {f"resnet-3-{seed}": 8.0 + seed / 100 for seed in range(5)})
+    (row,) = _table((render(tmp_path, study) / "metrics.md").read_text())
     assert row["The paper's run is"].startswith("outside ")
 
 
 @pytest.mark.usefixtures("no_figures")
-def test_one_run_has_dashes(rendered):
-    (row,) = _table((rendered("preset=paper", "model.n=3", "train.seeds=7") / "metrics.md").read_text())
+def test_one_run_has_dashes_and_stands_beside_the_papers_one_run(rendered):
+    text = (rendered("preset=paper", "model.n=3", "train.seeds=7") / "metrics.md").read_text()
+    (row,) = _table(text)
     assert re.fullmatch(r"\d\.\d\d ± –", row["Test error, %"])
-    assert (row["95% interval of the mean"], row["The paper's run is"]) == ("–", "–")
+    assert (row["95% interval of the mean"], row["The paper's run is"], row["Paper"]) == ("–", "–", "8.75")
     assert row["Best (seed)"] == row["Worst (seed)"]
+    assert "single runs are compared" in text
+    assert "prediction interval" not in text
+    assert "Means over" not in text
 
 
 @pytest.mark.usefixtures("no_figures")
@@ -217,32 +285,53 @@ def test_a_quick_run_says_so_first_and_compares_with_nothing(rendered):
     text = (rendered() / "metrics.md").read_text()
     first, _, rest = text.partition("\n")
     assert "quick run of 40 iterations" in first
-    assert "Paper" not in rest
+    assert "Article" not in rest
     assert "8.75" not in rest
 
 
 @pytest.mark.usefixtures("no_figures")
 @pytest.mark.parametrize(
-    "overrides",
+    ("overrides", "named"),
     [
-        ["train.iterations=50000"],
-        ["train.lr=0.05"],
-        ["data.normalize=channel"],
-        ["data.validation=40000"],
-        ["train.warmup.min_n=1"],
-        ["train.warmup.iterations=63999", "model.n=[3,18]"],
+        (["train.iterations=50000"], "`iterations`"),
+        (["train.lr=0.05"], "`lr`"),
+        (["data.normalize=channel"], "`normalize`"),
+        (["data.validation=5000"], "`validation`"),
+        (["train.warmup.min_n=1"], "`warmup_iterations` and `warmup_lr`"),
+        (["train.warmup.iterations=0", "model.n=[3,18]"], "`warmup_iterations`"),
+        (["train.momentum=0.8", "train.weight_decay=0"], "`momentum` and `weight_decay`"),
     ],
 )
-def test_another_protocol_is_said_to_be_one_and_compared_with_nothing(rendered, overrides):
-    text = (rendered("preset=paper", "model.n=3", *overrides) / "metrics.md").read_text()
+def test_another_protocol_is_said_to_be_one_and_compared_with_nothing(rendered, overrides, named):
+    text = (rendered("preset=paper", "model.n=3", "train.seeds=0", *overrides) / "metrics.md").read_text()
     assert "another protocol than the paper's" in text.partition("\n")[0]
+    assert f"Not the paper's, and so not compared with it: {named}.\n" in text
     assert "8.75" not in text
     assert "Article" not in text
 
 
-@pytest.mark.parametrize("override", ["model.n=[3,5,7,9]", "model.n=[3,18]", "data.validation=5000"])
-def test_the_paper_preset_is_compared(study_of, override):
-    assert follows_the_paper(study_of("preset=paper", override))
+@pytest.mark.usefixtures("no_figures")
+@pytest.mark.parametrize("asked", ["bf16", "fp32"])
+def test_what_was_trained_in_16_bits_is_compared_with_nothing(tmp_path, asked):
+    """One cell in bf16 is enough, and what counts is the precision in force, not the one that was asked for."""
+    study = study_of("preset=paper", "model.n=3", f"train.precision={asked}")
+    make_results(tmp_path, study)
+    assert read(tmp_path, study).compares
+    make_cell(tmp_path, study, Cell("resnet", 3, 2), engine="cuda graph", precision="bf16")
+    text = (render(tmp_path, study) / "metrics.md").read_text()
+    assert "not compared with it: `precision`." in text
+    assert "Trained in bf16" in text
+    assert "8.75" not in text
+
+
+def test_the_papers_protocol_is_that_of_the_preset():
+    """Every value of conf/ that decides a byte, for networks with and without a warm-up."""
+    study = study_of("preset=paper", "model.net=[resnet,plain]", "model.n=[3,5,7,9,18,200]")
+    assert paper.follows_the_paper(study, {"fp32"})
+    for cell in study.list_cells():
+        mine, its = study.recipe(cell), paper.recipe(cell)
+        assert dataclasses.replace(its, warmup_lr=mine.warmup_lr) == mine
+        assert its.warmup_lr == mine.warmup_lr or not mine.warmup_iterations
 
 
 @pytest.mark.usefixtures("no_figures")
@@ -256,20 +345,40 @@ def test_plain_networks_have_the_values_read_off_the_figure(rendered):
 
 
 @pytest.mark.usefixtures("no_figures")
-def test_validation_stands_beside_the_test_error(rendered):
-    folder = rendered("data.validation=5000", "model.n=3")
-    (row,) = _table((folder / "metrics.md").read_text())
-    test, validation = (float(row[f"{split} error, %"].split()[0]) for split in ("Test", "Validation"))
-    assert validation == pytest.approx(test + 0.25, abs=0.011)
-    assert {"validation_error", "test_error"} <= set(pd.read_csv(folder / "results.csv"))
-    assert {"validation_error", "test_error"} <= set(pd.read_csv(folder / "curves.csv"))
+def test_where_the_protocol_is_not_the_papers_to_the_letter(tmp_path):
+    study = study_of("preset=paper", "model.n=[9,18]", "train.seeds=0")
+    make_results(tmp_path, study)
+    text = (render(tmp_path, study) / "metrics.md").read_text()
+    assert "(0.01 for the first 400 if 110 layers or more)" in text
+    assert '400 iterations of warm-up replace the paper\'s "until the training error is below 80%"' in text
+    assert "two GPUs" in text
+    assert "the learning rate stands outside the velocity" in text
+    shallow = study_of("preset=paper", "model.n=9", "train.seeds=0")
+    assert "warm-up" not in (render(tmp_path, shallow) / "metrics.md").read_text()
 
 
 @pytest.mark.usefixtures("no_figures")
-def test_machine_readable_files(rendered):
+def test_validation_stands_beside_the_test_error_and_is_disclosed(rendered):
+    folder = rendered("data.validation=5000", "model.n=3")
+    text = (folder / "metrics.md").read_text()
+    (row,) = _table(text)
+    test, validation = (float(row[f"{split} error, %"].split()[0]) for split in ("Test", "Validation"))
+    assert validation == pytest.approx(test + 0.25, abs=0.021)
+    assert "5,000 training images are held out" in text
+    assert {"validation_error", "test_error"} <= set(pd.read_csv(folder / "results.csv"))
+    assert {"curve_validation_error", "curve_test_error"} <= set(pd.read_csv(folder / "curves.csv"))
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_machine_readable_files(rendered, tmp_path):
     folder = rendered("model.n=[9,3]")
-    results = pd.read_csv(folder / "results.csv")
-    assert list(results["cell"]) == ["resnet-3-0", "resnet-3-1", "resnet-9-0", "resnet-9-1"]
+    results = pd.read_csv(folder / "results.csv").set_index("cell")
+    assert list(results.index) == ["resnet-3-0", "resnet-3-1", "resnet-9-0", "resnet-9-1"]
+    files = run_files(tmp_path / "runs", Cell("resnet", 9, 1))
+    expected = {"depth": 56, "engine": "native", "precision": "fp32", "processor": "AMD EPYC", "seconds": 360.0}
+    assert {key: results.loc["resnet-9-1", key] for key in expected} == expected
+    assert results.loc["resnet-9-1", "history_sha256"] == sha256(files.history)
+    assert results.loc["resnet-9-1", "weights_sha256"] == json.loads(files.record.read_text())["weights_sha256"]
     metrics = json.loads((folder / "metrics.json").read_text())
     assert list(metrics) == ["ResNet-20", "ResNet-56"]
     assert metrics["ResNet-56"].keys() == {"error_mean", "error_std", "runs"}
@@ -279,31 +388,101 @@ def test_machine_readable_files(rendered):
     assert list(curves["iteration"]) == [20, 40] * 4
 
 
-@pytest.mark.usefixtures("no_figures")
-def test_published_values_are_those_of_the_papers_table_6(study_of, tmp_path):
+def test_published_values_are_those_of_the_papers_table_6(tmp_path):
     study = study_of("preset=paper", "model.n=[3,5,7,9,18,200]", "train.seeds=0")
     make_results(tmp_path, study)
-    published = load(study, tmp_path / "runs", tmp_path / "results").published
-    paper = published[published["source"] == "paper"].set_index("network")["error"]
-    assert paper.tolist() == [8.75, 7.51, 7.17, 6.97, 6.61, 7.93]
+    published = read(tmp_path, study).published
+    rows = published[published["source"] == "paper"].set_index("network")
+    assert rows["error"].tolist() == [8.75, 7.51, 7.17, 6.97, 6.61, 7.93]
+    assert rows["runs"].tolist() == [1, 1, 1, 1, 5, 1]
+
+
+# ---- Two test errors, engines, hours ---------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_a_curve_in_16_bits_ends_at_another_number_under_another_name(tmp_path):
+    study = study_of("model.n=3", "train.seeds=0")
+    make_cell(tmp_path, study, Cell("resnet", 3, 0), 70.0, engine="eager", precision="bf16", curve_error=71.5)
+    folder = render(tmp_path, study)
+    curves, results = pd.read_csv(folder / "curves.csv"), pd.read_csv(folder / "results.csv")
+    assert (curves["curve_test_error"].iloc[-1], results["test_error"].iloc[0]) == (71.5, 70.0)
+    assert "test_error" not in curves
+    assert set(curves["precision"]) == {"bf16"}
+    assert "computed while training, here in bf16" in (folder / "metrics.md").read_text()
+
+
+def test_in_fp32_curve_and_table_are_one_number(tmp_path):
+    """The same arithmetic, the same number; another processor's rounding may turn three images of 10,000."""
+    study, cell = study_of("model.n=3", "train.seeds=0"), Cell("resnet", 3, 0)
+    make_cell(tmp_path, study, cell, 8.0, curve_error=8.01)
+    with pytest.raises(InputError, match=r"resnet-3-0 \(its history\.csv ends with test error 8\.01 and loss"):
+        read(tmp_path, study)
+    make_cell(tmp_path, study, cell, 8.0, engine="cuda graph", evaluated_by="eager", curve_error=8.03)
+    read(tmp_path, study)
+    make_cell(tmp_path, study, cell, 8.0, engine="cuda graph", evaluated_by="eager", curve_error=8.04)
+    with pytest.raises(InputError, match=r"metrics\.json has 8 and"):
+        read(tmp_path, study)
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_the_hardware_line_counts_the_kinds_of_runs_and_their_hours(tmp_path):
+    study = study_of("preset=paper", "model.n=3")
+    make_results(tmp_path, study)
+    text = (render(tmp_path, study) / "metrics.md").read_text()
+    assert "**Hardware:** 5 runs on AMD EPYC (16 CPU threads), native engine, fp32. " in text
+    assert "add up to 30.0 minutes" in text  # 5 times 360 seconds
+    assert "mixes engines" not in text
+    make_cell(tmp_path, study, Cell("resnet", 3, 4), engine="cuda graph")
+    text = (render(tmp_path, study) / "metrics.md").read_text()
+    assert "1 run on NVIDIA H200 (16 CPU threads), cuda graph engine, fp32" in text
+    assert "**The table mixes engines:** 1 run of the cuda graph engine and 4 runs of the native engine." in text
+
+
+# ---- Speed -----------------------------------------------------------------------------------------------------
+
+SPEEDS = (
+    "date,device,threads,torch,network,way,precision,networks_at_once,images_per_second,seconds_per_64k_iterations,"
+    "times_the_usual_loop\n"
+)
 
 
 def test_the_newest_measurement_of_each_device_is_shown(tmp_path):
     path = tmp_path / "throughput.csv"
-    header = ",".join(speed.COLUMNS)
     old, new, other, one_thread = (
         f"2026-01-0{day},{gpu},{threads},2.14,ResNet-20,loop,fp32,1,{rate},1,1"
         for day, gpu, threads, rate in ((1, "A", 2, 100), (2, "A", 2, 200), (1, "B", 2, 300), (3, "A", 1, 400))
     )
-    path.write_text("\n".join([header, old, other, new, one_thread]))
+    path.write_text(SPEEDS + "\n".join([old, other, new, one_thread]))
     shown = speed.load(path).set_index(["device", "threads"])["images_per_second"].to_dict()
     assert shown == {("A", 2): 200, ("B", 2): 300, ("A", 1): 400}
-    path.write_text(header)
-    with pytest.raises(InputError, match="is missing or not"):
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "nothing",
+        SPEEDS,
+        "\xff",
+        SPEEDS + "2026-01-01,A,2,2.14,ResNet-20,loop,fp32,1,fast,1,1",
+        SPEEDS + "2026-01-01,A,two,2.14,ResNet-20,loop,fp32,1,1,1,1",
+        SPEEDS + "2026-01-01,A,2,2.14,ResNet-20,loop,fp32,1,,1,1",
+    ],
+)
+def test_another_file_than_the_benchmarks_table_is_refused(tmp_path, text):
+    path = tmp_path / "throughput.csv"
+    path.write_text(text, encoding="latin-1")
+    with pytest.raises(InputError, match=r"throughput\.csv is not the table of benchmarks/throughput\.py"):
         speed.load(path)
-    path.write_text("nothing")
-    with pytest.raises(InputError, match=r"not the table of benchmarks/throughput\.py"):
-        speed.load(path)
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_without_measurements_there_is_no_section_on_speed(tmp_path):
+    study = study_of("model.n=3")
+    make_results(tmp_path, study)
+    assert "## Speed" in (render(tmp_path, study) / "metrics.md").read_text()
+    assert "Speed" not in (render(tmp_path, study, tmp_path / "missing.csv") / "metrics.md").read_text()
 
 
 # ---- Figures ---------------------------------------------------------------------------------------------------
@@ -312,83 +491,232 @@ def test_the_newest_measurement_of_each_device_is_shown(tmp_path):
 @pytest.mark.parametrize(
     "overrides", [("preset=paper",), ("model.n=9", "train.seeds=3"), ("model.net=[resnet,plain]",)]
 )
-def test_figures_are_wide_enough_and_the_same_bytes_again(rendered, study_of, tmp_path, overrides):
+def test_figures_are_wide_enough_and_the_same_bytes_again(rendered, tmp_path, overrides):
     folder = rendered(*overrides)
     before = _everything(folder)
-    assert {name for name in before if name.endswith(".png")} == {
-        "figures/error_vs_depth.png",
-        "figures/training.png",
-        "figures/confusion.png",
-    }
+    assert {path.name for path in (folder / "figures").iterdir()} == set(figures.FIGURES)
     for path in (folder / "figures").iterdir():
         assert Image.open(path).width >= 800
     (folder / "figures/stale.png").write_bytes(b"")
-    write(study_of(*overrides), tmp_path / "runs", tmp_path / "results", THROUGHPUT, folder)
+    render(tmp_path, study_of(*overrides))
     assert _everything(folder) == before
 
 
-def test_every_run_is_a_dot_and_every_published_value_a_mark(tmp_path, study_of, monkeypatch):
+def test_dvc_shows_what_the_report_renders():
+    plots = yaml.safe_load((ROOT / "dvc.yaml").read_text())["plots"]
+    assert [plot for plot in plots if isinstance(plot, str)] == [f"reports/figures/{name}" for name in figures.FIGURES]
+    (curve,) = (plot for plot in plots if isinstance(plot, dict))
+    assert curve["Test error, %"]["y"] == {"reports/curves.csv": "curve_test_error"}
+
+
+def _drawn(name: str, tmp_path: Path, study: Study, monkeypatch) -> Figure:
     drawn: list[Figure] = []
     monkeypatch.setattr(Figure, "savefig", lambda self, *_, **__: drawn.append(self))
+    figures.FIGURES[name].draw(study, read(tmp_path, study), tmp_path / "figure.png")
+    return drawn[0]
+
+
+def _legend(figure: Figure) -> list[str]:
+    return [text.get_text() for text in figure.legends[0].get_texts()]
+
+
+def test_every_run_is_a_dot_and_every_published_value_a_mark(tmp_path, monkeypatch):
     study = study_of("preset=paper")
     make_results(tmp_path, study)
-    outcome = load(study, tmp_path / "runs", tmp_path / "results")
-    figures.error_vs_depth(outcome, tmp_path / "figure.png")
-    (axes,) = drawn[0].axes
+    figure = _drawn("error_vs_depth.png", tmp_path, study, monkeypatch)
+    (axes,) = figure.axes
     shown = {(round(x), round(float(y), 3)) for line in axes.lines for x, y in line.get_xydata()}
-    runs = zip(outcome.cells["n"], outcome.cells["test_error"], strict=True)
+    cells = read(tmp_path, study).cells
+    runs = zip(cells["n"], cells["test_error"], strict=True)
     assert {((n - 3) // 2, error) for n, error in runs} <= shown
     assert {(0, 8.75), (1, 7.51), (2, 7.17), (3, 6.97), (0, 8.586), (3, 7.884)} <= shown
+    assert _legend(figure) == [
+        "ResNet, a run",
+        "ResNet, mean of 5 runs and 95% interval",
+        "Paper, one run",
+        "Article, mean of 5 ± std",
+    ]
+
+
+def test_the_longest_legend_fits_into_its_figure(tmp_path, monkeypatch):
+    study = study_of("preset=paper", "model.net=[resnet,plain]", "model.n=[3,18]")
+    make_results(tmp_path, study)
+    figure = _drawn("error_vs_depth.png", tmp_path, study, monkeypatch)
+    assert "Paper, one run or mean of 5 ± std" in _legend(figure)
+    figure.draw_without_rendering()
+    legend = figure.legends[0].get_window_extent()
+    assert 0 <= legend.x0 <= legend.x1 <= figure.bbox.x1
+
+
+def test_one_run_is_not_called_a_mean(tmp_path, monkeypatch):
+    study = study_of("model.n=[3,9]", "train.seeds=0")
+    make_results(tmp_path, study)
+    assert _legend(_drawn("error_vs_depth.png", tmp_path, study, monkeypatch)) == ["ResNet, one run"]
+    titles = [axes.get_title() for axes in _drawn("training.png", tmp_path, study, monkeypatch).axes]
+    assert titles == ["ResNet-20, 1 run", "ResNet-56, 1 run"]
+
+
+def test_learning_curves_say_the_precision_of_their_test_error(tmp_path, monkeypatch):
+    study = study_of("model.n=3")
+    make_results(tmp_path, study)
+    assert _legend(_drawn("training.png", tmp_path, study, monkeypatch)) == ["Test", "Training"]
+    make_cell(tmp_path, study, Cell("resnet", 3, 1), engine="eager", precision="bf16")
+    assert _legend(_drawn("training.png", tmp_path, study, monkeypatch)) == ["Test, in bf16 or fp32", "Training"]
 
 
 # ---- What is missing or wrong ----------------------------------------------------------------------------------
+
+METRICS, PREDICTIONS = "results/resnet-9-1/metrics.json", "results/resnet-9-1/predictions.safetensors"
+RECORD, HISTORY = "runs/resnet-9-1/run.json", "runs/resnet-9-1/history.csv"
+WEIGHTS = "runs/resnet-9-1/weights.safetensors"
+
+
+def _append(path: Path, text: str) -> None:
+    path.write_text(path.read_text() + text)
 
 
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        (lambda f: (f / "results/resnet-9-1/metrics.json").unlink(), r"resnet-9-1 \(.*metrics\.json is missing\)"),
-        (lambda f: (f / "runs/resnet-9-1/run.json").unlink(), r"resnet-9-1 \(.*run\.json is missing\)"),
-        (lambda f: (f / "runs/resnet-9-1/history.csv").write_text(""), r"resnet-9-1 \(.*history\.csv is not a table\)"),
-        (lambda f: (f / "runs/resnet-9-1/run.json").write_text("{"), r"resnet-9-1 \(.*run\.json is not JSON\)"),
-        (lambda f: _edit(f / "runs/resnet-9-1/run.json", iterations=99), r"run\.json ends at iteration 99, not at 40"),
-        (lambda f: _edit(f / "runs/resnet-9-1/run.json", cell="resnet-9-0"), r"run\.json is of resnet-9-0"),
-        (lambda f: _edit(f / "runs/resnet-9-1/run.json", weights_sha256="x"), r"are of different weights"),
-        (lambda f: _edit(f / "runs/resnet-9-1/run.json", precision="fp32"), r"run\.json is of other parameters"),
-        (lambda f: _edit(f / "runs/resnet-9-1/run.json", eval_every=10), r"run\.json has train\.eval_every 10, not 20"),
-        (lambda f: _edit(f / "results/resnet-9-1/metrics.json", validation={"error": 1}), r"data\.validation 0"),
+        (lambda f: (f / METRICS).unlink(), r"metrics\.json is missing"),
+        (lambda f: (f / PREDICTIONS).unlink(), r"predictions\.safetensors is missing"),
+        (lambda f: (f / RECORD).unlink(), r"run\.json is missing"),
+        (lambda f: (f / WEIGHTS).unlink(), r"weights\.safetensors is missing"),
+        (lambda f: (f / HISTORY).unlink(), r"history\.csv is missing"),
+        (lambda f: (f / RECORD).write_text("{"), r"run\.json is not a record"),
+        (lambda f: (f / METRICS).write_text("{}"), r"metrics\.json is not the result"),
+        # Altered afterwards
+        (lambda f: _append(f / HISTORY, "41,0.1,1,1,1,1,e\n"), r"history\.csv has the digest"),
+        (lambda f: save_file({"weights": torch.zeros(3)}, f / WEIGHTS), r"weights\.safetensors has the digest"),
+        (lambda f: save_file({"test_logits": torch.ones(3)}, f / PREDICTIONS), r"predictions\.safetensors is not what"),
+        (lambda f: _edit(f / METRICS, {"test.error": 1.0}), r"metrics\.json do not follow from the confusion"),
+        (lambda f: _edit(f / METRICS, {"test.class_errors": [1.0] * 10}), r"metrics\.json do not follow"),
+        (lambda f: _edit(f / METRICS, {"test": measures(5.0, 10_000).model_dump()}), r"metrics\.json has 5 and"),
+        (lambda f: _edit(f / METRICS, {"test.loss": 0.5}), r"history\.csv ends with test error .* metrics\.json has"),
+        # Of something else
+        (lambda f: _edit(f / METRICS, {"cell": "resnet-9-0"}), r"metrics\.json is of resnet-9-0"),
+        (lambda f: _edit(f / METRICS, {"weights_sha256": "a" * 64}), r"of other weights"),
+        (lambda f: _edit(f / METRICS, {"data_sha256": "a" * 64}), r"of another data set than its run\.json"),
+        (lambda f: _edit(f / RECORD, {"question.cell": "resnet-9-0"}), r"its cell is resnet-9-0, not resnet-9-1"),
+        (lambda f: _edit(f / RECORD, {"question.parameters": "a" * 64}), r"its parameters' digest is aaaa"),
+        (
+            lambda f: make_cell(f, study_of("train.eval_every=10"), Cell("resnet", 9, 1)),
+            r"its parameters' digest is .*run\.json",
+        ),
+        (
+            lambda f: make_cell(f, study_of("data.validation=5000"), Cell("resnet", 9, 1)),
+            r"not of data\.validation 0",
+        ),
+        (
+            lambda f: make_cell(f, study_of(), Cell("resnet", 9, 1), data="a" * 64),
+            r"its data set's digest is aaaaaaaaaaaa, that of resnet-3-0 is dddddddddddd",
+        ),
     ],
 )
 @pytest.mark.usefixtures("no_figures")
-def test_a_cell_that_is_missing_or_does_not_match_is_named_and_the_last_report_stays(
-    tmp_path, study_of, change, sentence
-):
+def test_a_cell_that_is_missing_altered_or_anothers_is_named_and_the_last_report_stays(tmp_path, change, sentence):
     study = study_of()
     make_results(tmp_path, study)
-    arguments = study, tmp_path / "runs", tmp_path / "results", THROUGHPUT, tmp_path / "reports"
-    write(*arguments)
-    before = _everything(tmp_path / "reports")
+    before = _everything(render(tmp_path, study))
     change(tmp_path)
     with pytest.raises(InputError, match=sentence) as caught:
-        write(*arguments)
-    assert str(caught.value).startswith("1 of 8 cells cannot be reported: resnet-9-1 ")
+        render(tmp_path, study)
+    assert str(caught.value).startswith("1 of 8 cells cannot be reported: resnet-9-1 (")
     assert _everything(tmp_path / "reports") == before
 
 
+def test_all_that_is_wrong_is_named_at_once(tmp_path):
+    study = study_of("model.n=[3,9]", "train.seeds=[0,1,2]")
+    make_results(tmp_path, study)
+    (tmp_path / RECORD).unlink()
+    make_cell(tmp_path, study, Cell("resnet", 3, 0), data="a" * 64)
+    _edit(tmp_path / "results/resnet-9-0/metrics.json", {"test.error": 1.0})
+    with pytest.raises(InputError, match=r"^3 of 6 cells .*resnet-3-0 \(.*resnet-9-0 \(.*resnet-9-1 \("):
+        read(tmp_path, study)
+
+
+def test_a_result_of_5000_held_out_images_is_not_one_of_40000(tmp_path):
+    make_results(tmp_path, study_of("data.validation=5000", "model.n=3"))
+    with pytest.raises(InputError, match=r"2 of 2 cells .*not of data\.validation 40000"):
+        read(tmp_path, study_of("data.validation=40000", "model.n=3"))
+
+
 @pytest.mark.usefixtures("no_figures")
-def test_a_cell_that_the_parameters_do_not_name_is_left_out(tmp_path, study_of):
+def test_a_cell_that_the_parameters_do_not_name_is_left_out(tmp_path):
     make_results(tmp_path, study_of())
-    write(study_of("model.n=9"), tmp_path / "runs", tmp_path / "results", THROUGHPUT, tmp_path / "reports")
-    assert [row["Network"] for row in _table((tmp_path / "reports/metrics.md").read_text())] == ["ResNet-56"]
+    text = (render(tmp_path, study_of("model.n=9")) / "metrics.md").read_text()
+    assert [row["Network"] for row in _table(text)] == ["ResNet-56"]
 
 
-def test_the_stage_says_what_is_missing_in_one_line(tmp_path, compose):
-    (tmp_path / "params.yaml").write_text(compose("model.n=3", "train.seeds=0"))
-    command = [sys.executable, str(ROOT / "stages/report.py")]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+# ---- The real thing --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("validation", [0, 50])
+def test_what_training_and_evaluation_leave_is_reported(tmp_path, validation):
+    """Two cells of six iterations; the curve's last error and loss are those of the checkpoint."""
+    write_tiny_cifar10(tmp_path / "raw", train=20, test=40)
+    data = tmp_path / "cifar10.safetensors"
+    preprocess(tmp_path / "raw", data, validation)
+    overrides = ["model.n=1", "train.iterations=6", "train.batch_size=8", "train.milestones=[4]", "train.eval_every=4"]
+    study = study_of(*overrides, f"data.validation={validation}")
+    settings = Settings(device="cpu", threads=1, pack=None, save_every=30.0, simd="none", source=None)
+    session = Session(study, data, tmp_path / "runs", tmp_path / "scratch", settings, lambda _: None)
+    assert train_cells(session, study.list_cells(), lambda _: None) == {}
+    evaluator = Evaluator(dataset.load(data), sha256(data), settings, lambda _: None)
+    for cell in study.list_cells():
+        evaluator.evaluate(cell, tmp_path / "runs", tmp_path / "results")
+    folder = render(tmp_path, study)
+    results, curves = pd.read_csv(folder / "results.csv"), pd.read_csv(folder / "curves.csv")
+    assert curves["iteration"].tolist() == [4, 6] * 2
+    assert curves["curve_test_error"].tolist()[1::2] == results["test_error"].tolist()
+    assert curves["curve_test_loss"].tolist()[1::2] == results["test_loss"].tolist()
+    assert results["parameters"].tolist() == [75_290] * 2
+    assert ("curve_validation_error" in curves) == bool(validation)
+
+
+def _stage(folder: Path, *before: str, **variables: str) -> subprocess.CompletedProcess:
+    """`python stages/report.py` with some statements before it."""
+    code = "; ".join(["import runpy, sys", *before, "sys.argv = sys.argv[1:]", "runpy.run_path(sys.argv[0])"])
+    command = [sys.executable, "-c", code, str(ROOT / "stages/report.py")]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, env=os.environ | variables)
+
+
+def test_the_stage_says_what_is_missing_in_one_line(tmp_path):
+    (tmp_path / "params.yaml").write_text(composed("model.n=3", "train.seeds=0"))
+    (tmp_path / "benchmarks").mkdir()
+    (tmp_path / "benchmarks/throughput.csv").write_text("not looked at before the cells")
+    done = _stage(tmp_path)
     assert done.returncode == 1
-    assert done.stderr.startswith(
-        "error: 1 of 1 cells cannot be reported: resnet-3-0 (runs/resnet-3-0/run.json is missing)"
+    assert done.stderr == (
+        "error: 1 of 1 cells cannot be reported: resnet-3-0 (its run.json is missing); make them with `dvc repro`.\n"
     )
-    assert done.stderr.count("\n") == 1
     assert not (tmp_path / "reports").exists()
+
+
+def test_the_stage_in_a_notebooks_shell_and_without_measurements(tmp_path):
+    """IPython names its backend to the processes that it starts; matplotlib cannot be imported where it is missing."""
+    study = study_of("model.n=3", "train.seeds=0")
+    (tmp_path / "params.yaml").write_text(composed("model.n=3", "train.seeds=0"))
+    make_results(tmp_path, study)
+    done = _stage(tmp_path, MPLBACKEND="module://no.such.backend")
+    assert (done.returncode, done.stderr) == (
+        0,
+        "benchmarks/throughput.csv is not there: the report has no section on speed\n",
+    )
+    assert {path.name for path in (tmp_path / "reports/figures").iterdir()} == set(figures.FIGURES)
+
+
+@pytest.mark.parametrize("package", ["pandas", "matplotlib", "tabulate", "scipy"])
+def test_the_stage_names_the_extra_that_is_missing(tmp_path, package):
+    (tmp_path / "params.yaml").write_text(composed("model.n=3", "train.seeds=0"))
+    done = _stage(tmp_path, f"sys.modules[{package!r}] = None")
+    assert (done.returncode, done.stderr) == (
+        1,
+        f"error: {package} is not installed: `pip install 'resnet-cifar[pipeline]'` brings it.\n",
+    )
+
+
+@pytest.mark.parametrize("module", ["resnet_cifar.missing", "_ctypes"])
+def test_what_no_extra_brings_is_not_asked_for(module):
+    with pytest.raises(ModuleNotFoundError, match=module), needs_extra("pipeline"):
+        raise ModuleNotFoundError(f"No module named {module!r}", name=module)

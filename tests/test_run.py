@@ -178,7 +178,7 @@ def test_a_last_update_that_is_not_finite_is_no_finished_run(tiny_recipe, tiny_d
 
 
 @pytest.mark.parametrize("net", ["resnet", "plain"])
-def test_a_second_run_has_the_same_bytes(tiny_params, tiny_dataset, net):
+def test_a_second_run_has_the_same_bytes(tiny_study, tiny_dataset, net):
     """Twice in one process: nothing is left behind by the first run that the second one sees."""
-    made = changed(tiny_params, weight_decay=0.01).recipe(Cell(net, 2, 1))
+    made = changed(tiny_study, weight_decay=0.01).recipe(Cell(net, 2, 1))
     assert outcome(advance(new(made, tiny_dataset), 6)) == outcome(advance(new(made, tiny_dataset), 6))

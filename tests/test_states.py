@@ -163,7 +163,7 @@ def test_a_state_is_the_old_one_until_the_new_one_is_whole(saved, run, monkeypat
     assert len(list(saved.path.parent.iterdir())) == 1
 
 
-def test_a_state_is_known_by_what_decides_bytes(session, tiny_params, tiny_data, tmp_path):
+def test_a_state_is_known_by_what_decides_bytes(session, tiny_study, tiny_data, tmp_path):
     """Names of sessions that differ in a parameter, in one that this network does not use, and in nothing."""
 
     def name(study) -> str:
@@ -171,7 +171,7 @@ def test_a_state_is_known_by_what_decides_bytes(session, tiny_params, tiny_data,
         return StateFile(tmp_path, other.question(CELL), other.arithmetic(CELL)).path.name
 
     here = StateFile(tmp_path, session.question(CELL), session.arithmetic(CELL)).path.name
-    assert name(tiny_params) == here
-    assert name(changed(tiny_params, warmup={"min_n": 18, "iterations": 2, "lr": 0.01})) == here
-    assert name(changed(tiny_params, weight_decay=0.0005)) != here
-    assert name(changed(tiny_params, eval_every=3)) != here
+    assert name(tiny_study) == here
+    assert name(changed(tiny_study, warmup={"min_n": 18, "iterations": 2, "lr": 0.01})) == here
+    assert name(changed(tiny_study, weight_decay=0.0005)) != here
+    assert name(changed(tiny_study, eval_every=3)) != here

@@ -44,11 +44,11 @@ def content(session: Session, cell: Cell) -> tuple[bytes, bytes]:
 
 
 @pytest.fixture(scope="module")
-def alone(tiny_params, tiny_data, tmp_path_factory) -> dict[Cell, tuple[bytes, bytes]]:
+def alone(tiny_study, tiny_data, tmp_path_factory) -> dict[Cell, tuple[bytes, bytes]]:
     """Weights and history of each cell, trained by a call of its own."""
     found = {}
     for cell in CELLS:
-        session = make_session(tiny_params, tiny_data, tmp_path_factory.mktemp(cell.name))
+        session = make_session(tiny_study, tiny_data, tmp_path_factory.mktemp(cell.name))
         assert train_cells(session, [cell], silent) == {}
         found[cell] = content(session, cell)
     assert len(set(found.values())) == len(CELLS)
@@ -86,7 +86,7 @@ def test_files_of_a_cell(session, tiny_data):
     assert list(session.scratch.iterdir()) == []
 
 
-def test_trained_cells_are_left_alone_and_changed_ones_are_not(session, tiny_params):
+def test_trained_cells_are_left_alone_and_changed_ones_are_not(session, tiny_study):
     train_cells(session, [SMALL], silent)
     weights = run_files(session.runs, SMALL).weights
     written = weights.stat().st_mtime_ns
@@ -99,7 +99,7 @@ def test_trained_cells_are_left_alone_and_changed_ones_are_not(session, tiny_par
     assert not session.is_trained(SMALL)
     train_cells(session, [SMALL], silent)
     assert session.is_trained(SMALL)
-    session.study = changed(tiny_params, lr=0.05)
+    session.study = changed(tiny_study, lr=0.05)
     assert not session.is_trained(SMALL)
 
 
@@ -165,7 +165,7 @@ def test_a_state_is_saved_whenever_it_is_time(session, monkeypatch):
     assert saved == [1, 2, 3, 4, 5]
 
 
-def test_a_state_that_cannot_be_used_is_said(session, alone, tiny_params, tiny_data, tmp_path):
+def test_a_state_that_cannot_be_used_is_said(session, alone, tiny_study, tiny_data, tmp_path):
     path = saved_at(session, SMALL, 3)
     path.write_bytes(path.read_bytes()[:1000])
     lines: list[str] = []
@@ -174,7 +174,7 @@ def test_a_state_that_cannot_be_used_is_said(session, alone, tiny_params, tiny_d
     assert content(session, SMALL) == alone[SMALL]
 
     path = saved_at(session, PLAIN, 3)
-    two = make_session(tiny_params, tiny_data, tmp_path, threads=2)
+    two = make_session(tiny_study, tiny_data, tmp_path, threads=2)
     try:
         lines.clear()
         assert train_cells(two, [PLAIN], lines.append) == {}
@@ -186,12 +186,12 @@ def test_a_state_that_cannot_be_used_is_said(session, alone, tiny_params, tiny_d
     assert path.exists()
 
 
-def test_another_run_of_the_cell_leaves_the_state_alone(session, tiny_params):
+def test_another_run_of_the_cell_leaves_the_state_alone(session, tiny_study):
     """A long run that was interrupted goes on after a short one with other parameters."""
     saved_at(session, SMALL, 1)
-    session.study = changed(tiny_params, iterations=5, milestones=[2])
+    session.study = changed(tiny_study, iterations=5, milestones=[2])
     assert train_cells(session, [SMALL], silent) == {}
-    session.study = tiny_params
+    session.study = tiny_study
     assert CellRun(session, SMALL).resumed == 1
     assert train_cells(session, [SMALL], silent) == {}
     assert list(session.scratch.iterdir()) == []
@@ -285,9 +285,9 @@ def test_a_cell_that_diverges_does_not_keep_the_others_from_being_saved(session,
     assert sorted(path.name for path in session.scratch.iterdir()) == ["resnet-1-0", "resnet-2-0"]
 
 
-def test_a_last_update_that_is_not_finite_leaves_no_files(session, tiny_params):
+def test_a_last_update_that_is_not_finite_leaves_no_files(session, tiny_study):
     """The sixth iteration's rate is 1e37: its loss is finite, the network after it is not."""
-    session.study = changed(tiny_params, milestones=[5], gamma=1e38)
+    session.study = changed(tiny_study, milestones=[5], gamma=1e38)
     failed = train_cells(session, [SMALL], silent)
     assert "the evaluation's loss is not finite at iteration 6" in failed[SMALL]
     assert list(session.runs.iterdir()) == []
@@ -432,9 +432,9 @@ def test_a_long_run_on_a_cpu_announces_itself(session, monkeypatch):
     assert "preset=quick" in told
 
 
-def test_a_precision_that_the_device_lacks_falls_back_to_fp32_with_a_line(session, tiny_params, monkeypatch):
+def test_a_precision_that_the_device_lacks_falls_back_to_fp32_with_a_line(session, tiny_study, monkeypatch):
     monkeypatch.setattr("resnet_cifar.machine.has_precision", lambda precision, _: precision == "fp32")
-    session.study = changed(tiny_params, precision="bf16")
+    session.study = changed(tiny_study, precision="bf16")
     lines: list[str] = []
     train_cells(session, [SMALL], lines.append)
     assert lines[0] == "cpu has no native bf16: training in fp32"

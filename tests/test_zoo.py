@@ -1,5 +1,7 @@
 """The networks as timm's users meet them."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -7,11 +9,14 @@ import timm
 import torch
 from PIL import Image
 from timm.data import create_transform, resolve_data_config
+from timm.models import GraphExtractNet
+from torch import nn
 
 import resnet_cifar.zoo  # noqa: F401  registers the networks
-from resnet_cifar.checkpoint import load_model, save_weights
+from resnet_cifar.checkpoint import load_model
 from resnet_cifar.errors import InputError
-from resnet_cifar.models import Architecture, CifarResNet, initialize
+from resnet_cifar.numerics.models import Architecture, CifarResNet
+from resnet_cifar.numerics.weights import serialize
 
 NETWORKS = [(net, n) for net in ("plain", "resnet") for n in (3, 5, 7, 9, 18)]
 
@@ -19,13 +24,12 @@ NETWORKS = [(net, n) for net in ("plain", "resnet") for n in (3, 5, 7, 9, 18)]
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory) -> Path:
     """A ResNet-20 whose normalisation and batch-norm statistics are not what a new network has."""
-    generator = torch.Generator().manual_seed(0)
+    torch.manual_seed(0)
     model = CifarResNet(Architecture("resnet", 3))
-    initialize(model, generator)
-    model.set_normalization(torch.rand(3, 32, 32, generator=generator), torch.ones(3, 1, 1))
-    model(torch.rand(8, 3, 32, 32, generator=generator))
+    model.set_normalization(torch.rand(3, 32, 32), torch.ones(3, 1, 1))
+    model(torch.rand(8, 3, 32, 32))
     path = tmp_path_factory.mktemp("zoo") / "weights.safetensors"
-    save_weights(path, model.state_dict(), {"net": "resnet", "n": 3, "seed": 0, "shortcut": "A"})
+    path.write_bytes(serialize(model.state_dict(), "resnet", 3, 0))
     return path
 
 
@@ -64,21 +68,35 @@ def test_checkpoint_gives_the_same_logits(checkpoint, trained, images):
     model = timm.create_model("resnet20_cifar10", checkpoint_path=str(checkpoint)).eval()
     with torch.inference_mode():
         assert torch.equal(model(images), trained(images))
+        assert torch.equal(model.forward_features(images), trained.forward_features(images))
 
 
 def test_checkpoints_of_other_networks_are_refused(checkpoint):
     for name, kwargs in (("resnet32_cifar10", {}), ("resnet20_cifar10", {"num_classes": 100})):
         with pytest.raises(RuntimeError, match=r"Missing key|size mismatch"):
             timm.create_model(name, checkpoint_path=str(checkpoint), **kwargs)
-    with pytest.raises(InputError, match="another network"):
-        pretrained(checkpoint, "resnet32_cifar10", num_classes=100)
+    for kwargs in ({}, {"num_classes": 100}, {"features_only": True}):
+        with pytest.raises(InputError, match="holds the weights of a ResNet-20, not of a ResNet-32"):
+            pretrained(checkpoint, "resnet32_cifar10", **kwargs)
+        with pytest.raises(InputError, match="holds the weights of a ResNet-20, not of a Plain-20"):
+            pretrained(checkpoint, "plain20_cifar10", **kwargs)
     with pytest.raises(InputError, match="another network"):
         pretrained(checkpoint, num_classes=100, shortcut="B")
 
 
+def test_files_of_other_origin_are_judged_by_their_tensors(trained, images, tmp_path):
+    """A network that timm's own training saved says nothing of cells."""
+    path = tmp_path / "model_best.pth.tar"
+    torch.save({"state_dict": trained.state_dict()}, path)
+    with torch.inference_mode():
+        assert torch.equal(pretrained(path)(images), trained(images))
+    with pytest.raises(InputError, match="another network"):
+        pretrained(path, "resnet32_cifar10", num_classes=100)
+
+
 def test_new_head_keeps_the_trained_features(checkpoint, trained, images):
     with torch.inference_mode():
-        features = trained.forward_features(trained.normalize(images)).mean((2, 3))
+        features = trained.forward_features(images).mean((2, 3))
         model = pretrained(checkpoint, num_classes=100)
         assert model.num_classes == 100
         assert model(images).shape == (4, 100)
@@ -153,3 +171,62 @@ def test_dropout_is_off_in_inference():
     x = torch.rand(4, 64, 8, 8, generator=torch.Generator().manual_seed(0))
     assert (model.forward_head(x) == 0).any()
     assert torch.equal(model.eval().forward_head(x), x.mean((2, 3)))
+
+
+def test_a_new_network_has_he_initialization():
+    """Normal, mean 0 and standard deviation sqrt(2 / fan-in), in each layer within five standard errors."""
+    torch.manual_seed(0)
+    model = timm.create_model("resnet32_cifar10", shortcut="B")
+    pooled = []
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            weight = module.weight.detach()
+            z = (weight / (2 / weight[0].numel()) ** 0.5).flatten()
+            assert abs(z.mean()) < 5 / len(z) ** 0.5
+            assert abs(z.std() - 1) < 5 / (2 * len(z)) ** 0.5
+            pooled.append(z)
+        if isinstance(module, nn.BatchNorm2d):
+            assert (module.weight == 1).all()
+            assert (module.bias == 0).all()
+    assert (model.fc.bias == 0).all()
+    assert model.fc.weight[0].numel() == 64
+    # A normal distribution has 4.55% beyond two standard deviations; a uniform one of the same width none.
+    assert (torch.cat(pooled).abs() > 2).double().mean().item() == pytest.approx(0.0455, abs=0.002)
+
+
+def test_torchs_seed_decides_a_new_network():
+    seeded = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        seeded.append(timm.create_model("plain20_cifar10").layer1[0].conv1.weight)
+    assert torch.equal(seeded[0], seeded[1])
+    assert not torch.equal(seeded[0], seeded[2])
+
+
+def test_images_that_are_not_the_networks_are_refused(images):
+    model = timm.create_model("resnet20_cifar10").eval()
+    extractor = timm.create_model("resnet20_cifar10", features_only=True)
+    for wrong in ((images * 255).byte(), images[:, :1], images[:, :, :1, :1]):
+        for take in (model, model.forward_features, model.forward_intermediates, extractor):
+            with pytest.raises(ValueError, match=r"images of shape \(N, 3, 32, 32\)"):
+                take(wrong)
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["training", "eval"])
+def test_timms_graphs_are_the_network(images, training):
+    """The other way to features: a trace of the network, in which batch normalisation counts on."""
+    torch.manual_seed(0)
+    model = timm.create_model("resnet20_cifar10", features_only=True, feature_cls="fx").train(training)
+    torch.manual_seed(0)
+    getter = timm.create_model("resnet20_cifar10", features_only=True).train(training)
+    torch.testing.assert_close(model(images), getter(images))
+    torch.testing.assert_close(list(model.buffers()), list(getter.buffers()))
+    logits = GraphExtractNet(timm.create_model("plain20_cifar10").eval(), ["fc"])
+    assert logits(images).shape == (4, 10)
+
+
+def test_without_timm_the_message_names_the_extra():
+    program = "import sys; sys.modules['timm'] = None; import resnet_cifar.zoo"
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert run.returncode == 1
+    assert run.stderr.splitlines()[-1].endswith("pip install 'resnet-cifar[zoo]'.")

@@ -1,12 +1,12 @@
 """CIFAR-10's binary layout as arrays, with the statistics of the training images: data/cifar10.safetensors."""
 
 import math
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
+from resnet_cifar import files
 from resnet_cifar.errors import InputError
 
 TRAIN_FILES = tuple(f"data_batch_{number}.bin" for number in range(1, 6))
@@ -38,7 +38,9 @@ def preprocess(raw: Path, out: Path, validation: int) -> None:
     Raises
     ------
     InputError
-        If a raw file is missing or malformed, if no training image would remain, or if ``out`` cannot be written.
+        If a raw file is missing or malformed, or if no training image would remain.
+    OSError
+        If ``out`` cannot be written.
     """
     batches = [read_records(raw / name) for name in TRAIN_FILES]
     images, labels = (np.concatenate(parts) for parts in zip(*batches, strict=True))
@@ -55,7 +57,10 @@ def preprocess(raw: Path, out: Path, validation: int) -> None:
         images, labels = images[~held_out], labels[~held_out]
     tensors |= {"train_images": images, "train_labels": labels, **statistics(images)}
     tensors["test_images"], tensors["test_labels"] = read_records(raw / TEST_FILE)
-    _save(tensors, out)
+    # Contiguous, because safetensors writes an array's memory as it lies, whatever its strides.
+    content = save({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()})
+    out.parent.mkdir(parents=True, exist_ok=True)
+    files.write_whole(out, content)
 
 
 def read_records(path: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -104,6 +109,12 @@ def hold_out(labels: np.ndarray, count: int) -> np.ndarray:
     -------
     ndarray of bool, shape (N,)
         True for the images that are held out.
+
+    Examples
+    --------
+    >>> labels = np.arange(40, dtype=np.uint8) % 10
+    >>> np.bincount(labels[hold_out(labels, 20)]).tolist()
+    [2, 2, 2, 2, 2, 2, 2, 2, 2, 2]
     """
     # RandomState, whose stream NumPy has frozen; that of a Generator may change from one version to the next.
     random = np.random.RandomState(SPLIT_SEED)
@@ -129,6 +140,12 @@ def statistics(images: np.ndarray) -> dict[str, np.ndarray]:
     -------
     dict of str to ndarray of float32
         ``pixel_mean`` of shape (3, 32, 32), ``channel_mean`` and ``channel_std`` of shape (3, 1, 1).
+
+    Examples
+    --------
+    >>> black_and_white = np.stack([np.zeros(SHAPE, np.uint8), np.full(SHAPE, 255, np.uint8)])
+    >>> statistics(black_and_white)["channel_std"].ravel().tolist()
+    [0.5, 0.5, 0.5]
     """
     pixel_sum = np.zeros(SHAPE, np.uint64)
     square_sum = np.zeros(SHAPE[0], np.uint64)
@@ -146,17 +163,3 @@ def statistics(images: np.ndarray) -> dict[str, np.ndarray]:
         "channel_mean": np.array(means, np.float32).reshape(-1, 1, 1),
         "channel_std": np.array(deviations, np.float32).reshape(-1, 1, 1),
     }
-
-
-def _save(tensors: dict[str, np.ndarray], out: Path) -> None:
-    temporary = out.with_name(f".{out.name}.tmp")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        # Contiguous, because safetensors writes an array's memory as it lies, whatever its strides.
-        save_file({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}, temporary)
-        temporary.replace(out)
-    except OSError as error:
-        raise InputError(f"{out} cannot be written ({error.strerror}).") from None
-    finally:
-        with suppress(OSError):
-            temporary.unlink()

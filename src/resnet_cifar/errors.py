@@ -2,7 +2,8 @@
 
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 
 class ReportedError(Exception):
@@ -15,6 +16,29 @@ class InputError(ReportedError, ValueError):
 
 class TrainingError(ReportedError):
     """A network cannot be trained to its end: it diverges, or the device has too little memory."""
+
+
+@contextmanager
+def needs_extra(extra: str) -> Iterator[None]:
+    """Around imports of what comes with an extra: say how to install it if a package is missing.
+
+    Raises
+    ------
+    InputError
+        If a package that is neither Python's own nor this project's cannot be imported.
+
+    >>> with needs_extra("pipeline"):
+    ...     import missing_package
+    Traceback (most recent call last):
+    resnet_cifar.errors.InputError: missing_package is not installed: `pip install 'resnet-cifar[pipeline]'` brings it.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if not package or package == "resnet_cifar" or package in sys.stdlib_module_names:
+            raise
+        raise InputError(f"{package} is not installed: `pip install 'resnet-cifar[{extra}]'` brings it.") from None
 
 
 def exit_with(main: Callable[[], None]) -> None:

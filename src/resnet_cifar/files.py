@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from resnet_cifar.errors import InputError
+
 
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
@@ -57,6 +59,29 @@ def sha256_of(paths: list[Path], root: Path) -> str:
         content = path.read_bytes()
         digest.update(f"{path.relative_to(root).as_posix()} {len(content)}\n".encode() + content)
     return digest.hexdigest()
+
+
+def check_no_link(path: Path) -> None:
+    """Refuse an output that DVC would refuse, but only after the work: one whose folder leads out of the repository.
+
+    That is so where a folder above ``path`` is a symbolic link to another disk. ``path`` itself may be such a link, and
+    a link within the repository does no harm.
+
+    Raises
+    ------
+    InputError
+        If the path is given within the git repository of the working directory, and its folder lies outside.
+    """
+    here = Path.cwd()
+    root = next((folder for folder in (here, *here.parents) if (folder / ".git").exists()), None)
+    folder = Path(os.path.abspath(path)).parent  # noqa: PTH100 -- Path.resolve would follow the links
+    if root and folder.is_relative_to(root) and not folder.resolve().is_relative_to(root):
+        link = next(above for above in reversed((folder, *folder.parents)) if above.is_symlink())
+        raise InputError(
+            f"{link} is a symbolic link that leads out of the repository, and DVC takes no output behind one: make it "
+            "a folder and put DVC's cache on the other disk, with `dvc cache dir FOLDER` and "
+            "`dvc config cache.type symlink`."
+        )
 
 
 def _flush(path: Path) -> None:

@@ -13,7 +13,7 @@ from resnet_cifar import checkpoint, evaluation
 from resnet_cifar.cells import Cell, run_files
 from resnet_cifar.errors import InputError
 from resnet_cifar.evaluation import Result
-from resnet_cifar.files import sha256, write_whole
+from resnet_cifar.files import write_whole
 from resnet_cifar.native import engine as native
 from resnet_cifar.native.library import Library, Unavailable
 from resnet_cifar.numerics.data import Dataset
@@ -128,7 +128,7 @@ class Evaluator:
             except Unavailable as error:
                 reason = str(error)
             raise InputError(
-                f"{cell} was trained by the native engine and has to be evaluated by it, which cannot be used here: {reason}."
+                f"{cell} was trained by the native engine, which must evaluate it and cannot be used here: {reason}."
             )
         native_can = model.architecture.net == "plain" or model.architecture.shortcut == "A"
         return self.computer.native if trained_by is None and native_can else None

@@ -2,35 +2,50 @@
 
 A network takes images in [0, 1]: its checkpoint carries the normalisation, so timm's own (``mean``, ``std``) is none.
 
-With ``checkpoint_path=`` timm loads strictly, so the network must have the checkpoint's ten classes. But a plain
-network has the same keys as the residual one of its depth, and timm does not look which of the two a file is of: its
-metadata says so, which :func:`resnet_cifar.checkpoint.load_model` reads. A new head, or
-``features_only=True``, on trained weights is what timm calls pretrained::
+A checkpoint is what timm calls pretrained; a new head (``num_classes=100``) or ``features_only=True`` may go with it::
 
-    timm.create_model(name, pretrained=True, pretrained_cfg_overlay={"file": path}, num_classes=100)
+    timm.create_model("resnet56_cifar10", pretrained=True, pretrained_cfg_overlay={"file": path})
+
+``checkpoint_path=path`` loads strictly too, but shows timm the tensors alone, and a plain network has those of the
+residual one of its depth: there timm does not notice which of the two a file is of.
+
+Examples
+--------
+>>> import timm, torch, resnet_cifar.zoo
+>>> model = timm.create_model("resnet20_cifar10").eval()
+>>> model(torch.rand(2, 3, 32, 32)).shape
+torch.Size([2, 10])
 """
 
-from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-import torch
 import torch.nn.functional as F
-from timm.layers import create_classifier
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
-from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
+from resnet_cifar.cells import Cell
+from resnet_cifar.checkpoint import read
 from resnet_cifar.errors import InputError
-from resnet_cifar.models import WIDTHS, Architecture, CifarResNet, initialize
+from resnet_cifar.numerics.models import WIDTHS, Architecture, BatchNorm, CifarResNet, check_images
 
-DEPTHS = (20, 32, 44, 56, 110)
-NAMES = {f"{net}{depth}_cifar10": (net, (depth - 2) // 6) for net in ("resnet", "plain") for depth in DEPTHS}
+try:
+    from timm.layers import create_classifier
+    from timm.models import build_model_with_cfg, register_model, register_notrace_module
+    from timm.models._features import feature_take_indices
+except ModuleNotFoundError as error:
+    if (error.name or "").partition(".")[0] != "timm":
+        raise
+    raise ModuleNotFoundError(
+        "resnet_cifar.zoo needs timm, which is an extra: pip install 'resnet-cifar[zoo]'.", name="timm"
+    ) from None
+
+register_notrace_module(BatchNorm)  # one node of a graph, as timm's users know batch normalisation
 
 
 class TimmCifarResNet(CifarResNet):
     """A :class:`CifarResNet` with the methods that timm's users expect, and the same keys in its state.
 
-    Unlike there, ``forward_features`` takes images as ``forward`` does, and normalises them.
+    It starts as :meth:`init_weights` leaves it, so that ``torch.manual_seed`` decides its weights.
 
     Parameters
     ----------
@@ -49,6 +64,12 @@ class TimmCifarResNet(CifarResNet):
     ------
     InputError
         If ``in_chans`` is not 3, or ``shortcut`` is not A or B.
+
+    Examples
+    --------
+    >>> import torch
+    >>> TimmCifarResNet("resnet", n=3, num_classes=0)(torch.rand(2, 3, 32, 32)).shape
+    torch.Size([2, 64])
     """
 
     def __init__(
@@ -72,9 +93,21 @@ class TimmCifarResNet(CifarResNet):
             for stage, width in enumerate(WIDTHS)
         ]
         self.reset_classifier(num_classes, global_pool)
-        initialize(self, torch.default_generator)
+        self.init_weights()
+
+    def init_weights(self) -> None:
+        """He initialisation of the convolutions and the classifier (the paper's reference [13]), by torch's generator.
+
+        Normal, of standard deviation sqrt(2 / fan-in); biases are 0. Batch normalisation is left at scale 1, shift 0.
+        """
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="relu")
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
 
     def get_classifier(self) -> nn.Module:
+        """The last layer: ``nn.Linear``, or ``nn.Identity`` where there are no classes."""
         return self.fc
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
@@ -85,17 +118,10 @@ class TimmCifarResNet(CifarResNet):
         self.head_hidden_size = self.num_features * self.global_pool.feat_mult()
         self.fc.to(self.conv1.weight)  # its device and type
 
-    def forward_features(self, x: Tensor) -> Tensor:
-        """Images in [0, 1] to the last feature map, shape (N, 64, 8, 8)."""
-        return super().forward_features(self.normalize(x))
-
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """The last feature map to logits, or to what the classifier takes, shape (N, 64)."""
         x = F.dropout(self.global_pool(x), self.drop_rate, self.training)
         return x if pre_logits else self.fc(x)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.forward_head(self.forward_features(x))
 
     def forward_intermediates(
         self,
@@ -106,13 +132,21 @@ class TimmCifarResNet(CifarResNet):
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
     ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """The feature maps of the stages that ``indices`` selects, and the last one computed, as timm defines it."""
+        """The feature maps of the stages that ``indices`` selects, and the last one computed, as timm defines it.
+
+        Raises
+        ------
+        InputError
+            If ``output_fmt`` is not NCHW.
+        ValueError
+            If the images are not of shape (N, 3, 32, 32), or integers.
+        """
         if output_fmt != "NCHW":
             raise InputError(f"output_fmt is {output_fmt!r}; it must be 'NCHW'.")
         stages = (self.layer1, self.layer2, self.layer3)
         selected, last = feature_take_indices(len(stages), indices)
         intermediates = []
-        x = F.relu(self.bn1(self.conv1(self.normalize(x))))
+        x = self.stem(self.normalize(check_images(x)))
         for index, stage in enumerate(stages[: last + 1] if stop_early else stages):
             x = stage(x)
             if index in selected:
@@ -120,50 +154,125 @@ class TimmCifarResNet(CifarResNet):
         return intermediates if intermediates_only else (x, intermediates)
 
 
-def _check_complete(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """timm loads non-strictly under a new head; the rest of the network must be there all the same."""
+def _check(state: dict[str, Tensor], model: TimmCifarResNet) -> dict[str, Tensor]:
+    """What timm does not look at: the network that a file names, and, under a new head, whether the rest is all there.
+
+    A file of other origin, such as a fine-tuned network that timm saved, names none.
+    """
+    file, architecture = model.pretrained_cfg.get("file"), model.architecture
+    cell = _cell_of(Path(file)) if file else None
+    if cell and (cell.net, cell.n) != (architecture.net, architecture.n):
+        wanted = Cell(architecture.net, architecture.n, cell.seed)
+        raise InputError(f"{file} holds the weights of a {cell.network}, not of a {wanted.network}.")
     wrong = sorted(name for name in state.keys() ^ model.state_dict().keys() if not name.startswith("fc."))
     if wrong:
         raise InputError(f"the checkpoint is of another network: {wrong[0]} is missing or additional in it.")
     return state
 
 
-def _entrypoint(name: str, net: str, n: int) -> Callable[..., nn.Module]:
-    def create(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-        return build_model_with_cfg(
-            TimmCifarResNet,
-            name,
-            pretrained,
-            pretrained_filter_fn=_check_complete,
-            # the other wrappers rebuild the network from its modules, without normalisation and ReLU
-            feature_cfg={"out_indices": (0, 1, 2), "feature_cls": "getter"},
-            net=net,
-            n=n,
-            **kwargs,
-        )
-
-    create.__name__ = create.__qualname__ = name
-    create.__doc__ = f"The {name} of He et al. 2015, section 4.2."
-    return create
+def _cell_of(file: Path) -> Cell | None:
+    try:
+        return read(file)[0]
+    except InputError:
+        return None
 
 
-default_cfgs = generate_default_cfgs(
-    {
-        name: {
-            "num_classes": 10,
-            "input_size": (3, 32, 32),
-            "pool_size": (8, 8),
-            "crop_pct": 1.0,
-            "mean": (0.0, 0.0, 0.0),
-            "std": (1.0, 1.0, 1.0),
-            "first_conv": "conv1",
-            "classifier": "fc",
-            "paper_ids": "arXiv:1512.03385",
-            "paper_name": "Deep Residual Learning for Image Recognition",
-        }
-        for name in NAMES
-    }
-)
+def _create(name: str, pretrained: bool, net: str, n: int, **kwargs: Any) -> TimmCifarResNet:
+    return build_model_with_cfg(
+        TimmCifarResNet,
+        name,
+        pretrained,
+        pretrained_filter_fn=_check,
+        # the other wrappers rebuild the network from its modules, without normalisation and ReLU
+        feature_cfg={"out_indices": (0, 1, 2), "feature_cls": "getter"},
+        net=net,
+        n=n,
+        **kwargs,
+    )
 
-for _name, (_net, _n) in NAMES.items():
-    globals()[_name] = register_model(_entrypoint(_name, _net, _n))
+
+_CFG = {
+    "num_classes": 10,
+    "input_size": (3, 32, 32),
+    "pool_size": (8, 8),
+    "crop_pct": 1.0,
+    "mean": (0.0, 0.0, 0.0),
+    "std": (1.0, 1.0, 1.0),
+    "first_conv": "conv1",
+    "classifier": "fc",
+    "paper_ids": "arXiv:1512.03385",
+    "paper_name": "Deep Residual Learning for Image Recognition",
+}
+
+default_cfgs = {
+    "resnet20_cifar10": _CFG,
+    "resnet32_cifar10": _CFG,
+    "resnet44_cifar10": _CFG,
+    "resnet56_cifar10": _CFG,
+    "resnet110_cifar10": _CFG,
+    "plain20_cifar10": _CFG,
+    "plain32_cifar10": _CFG,
+    "plain44_cifar10": _CFG,
+    "plain56_cifar10": _CFG,
+    "plain110_cifar10": _CFG,
+}
+
+
+@register_model
+def resnet20_cifar10(pretrained: bool = False, **kwargs: Any) -> TimmCifarResNet:
+    """ResNet-20 of He et al. 2015, section 4.2, n = 3: 0.27M parameters, test error 8.75% (Table 6)."""
+    return _create("resnet20_cifar10", pretrained, net="resnet", n=3, **kwargs)
+
+
+@register_model
+def resnet32_cifar10(pretrained: bool = False, **kwargs: Any) -> TimmCifarResNet:
+    """ResNet-32 of He et al. 2015, section 4.2, n = 5: 0.46M parameters, test error 7.51% (Table 6)."""
+    return _create("resnet32_cifar10", pretrained, net="resnet", n=5, **kwargs)
+
+
+@register_model
+def resnet44_cifar10(pretrained: bool = False, **kwargs: Any) -> TimmCifarResNet:
+    """ResNet-44 of He et al. 2015, section 4.2, n = 7: 0.66M parameters, test error 7.17% (Table 6)."""
+    return _create("resnet44_cifar10", pretrained, net="resnet", n=7, **kwargs)
+
+
+@register_model
+def resnet56_cifar10(pretrained: bool = False, **kwargs: Any) -> TimmCifarResNet:
+    """ResNet-56 of He et al. 2015, section 4.2, n = 9: 0.85M parameters, test error 6.97% (Table 6)."""
+    return _create("resnet56_cifar10", pretrained, net="resnet", n=9, **kwargs)
+
+
+@register_model
+def resnet110_cifar10(pretrained: bool = False, **kwargs: Any) -> TimmCifarResNet:
+    """ResNet-110 of He et al. 2015, section 4.2, n = 18: 1.7M parameters, test error 6.43% (Table 6)."""
+    return _create("resnet110_cifar10", pretrained, net="resnet", n=18, **kwargs)
+
+
+@register_model
+def plain20_cifar10(pretrained: bool = False, **kwargs: Any) -> TimmCifarResNet:
+    """Plain-20 of He et al. 2015, section 4.2, n = 3: ResNet-20 without its shortcuts."""
+    return _create("plain20_cifar10", pretrained, net="plain", n=3, **kwargs)
+
+
+@register_model
+def plain32_cifar10(pretrained: bool = False, **kwargs: Any) -> TimmCifarResNet:
+    """Plain-32 of He et al. 2015, section 4.2, n = 5: ResNet-32 without its shortcuts."""
+    return _create("plain32_cifar10", pretrained, net="plain", n=5, **kwargs)
+
+
+@register_model
+def plain44_cifar10(pretrained: bool = False, **kwargs: Any) -> TimmCifarResNet:
+    """Plain-44 of He et al. 2015, section 4.2, n = 7: ResNet-44 without its shortcuts."""
+    return _create("plain44_cifar10", pretrained, net="plain", n=7, **kwargs)
+
+
+@register_model
+def plain56_cifar10(pretrained: bool = False, **kwargs: Any) -> TimmCifarResNet:
+    """Plain-56 of He et al. 2015, section 4.2, n = 9: ResNet-56 without its shortcuts."""
+    return _create("plain56_cifar10", pretrained, net="plain", n=9, **kwargs)
+
+
+@register_model
+def plain110_cifar10(pretrained: bool = False, **kwargs: Any) -> TimmCifarResNet:
+    """Plain-110 of He et al. 2015, section 4.2, n = 18: ResNet-110 without its shortcuts."""
+    return _create("plain110_cifar10", pretrained, net="plain", n=18, **kwargs)

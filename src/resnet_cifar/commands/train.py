@@ -22,8 +22,8 @@ A cell is NET-N-SEED: its network has 6N+2 layers. Parameters come from params.y
 An interrupted run goes on when the same command is given again, and ends with the same bytes. It needs torch, numpy,
 safetensors, PyYAML and pydantic, and no DVC.
 
-`dvc repro` does not know what this trained by hand, and deletes it before it trains the cell itself: give --runs another
-folder and record the cells with `resnet-cifar sweep --from FOLDER`.
+`dvc repro` does not know what this trained by hand, and deletes it before it trains the cell itself: give --runs
+another folder and record the cells with `resnet-cifar sweep --from FOLDER`.
 
 {
     settings.explain(

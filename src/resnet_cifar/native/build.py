@@ -84,7 +84,7 @@ def cached(wanted: Object, say: Say) -> Path:
     wanted : Object
         Of one of :func:`resnet_cifar.native.sets.compilable`.
     say : callable
-        Gets a line before it is compiled, which takes a minute.
+        Gets a line before it is compiled, which takes some 20 seconds.
 
     Raises
     ------
@@ -125,17 +125,11 @@ def make(wanted: Object, folder: Path, say: Say) -> Path:
     path = folder / wanted.name
     unfinished = path.with_suffix(".part")
     unfinished.touch()
-    say(f"compiling the native engine for {wanted.set.name} with {shlex.join(compiler)}: about a minute, once")
-    common = (*COMMON, *(() if _is_clang(compiler) else GCC))
-    defines = (wanted.set.define, f'-DRC_SOURCES="{wanted.digest}"')
+    say(f"compiling the native engine for {wanted.set.name} with {shlex.join(compiler)}: some 20 seconds, once")
     try:
         with tempfile.TemporaryDirectory() as name:
-            for file, content in wanted.sources.items():
-                (Path(name) / file).parent.mkdir(exist_ok=True)
-                (Path(name) / file).write_bytes(content)
-            _run([*compiler, *common, *wanted.set.flags, *defines, *EXACT, "-c", "engine.cpp"], name)
-            _run([*compiler, *common, *defines, *EXACT, "-c", "cpu.cpp"], name)
-            _run([*compiler, *LINK, "engine.o", "cpu.o", "-o", "engine.so"], name)
+            compile_into(Path(name), wanted, compiler)
+            run([*compiler, *LINK, "engine.o", "cpu.o", "-o", "engine.so"], Path(name))
             shutil.copyfile(Path(name) / "engine.so", unfinished)
         with unfinished.open("rb+") as file:
             os.fsync(file.fileno())  # else a power cut could leave its name without its content
@@ -143,6 +137,39 @@ def make(wanted: Object, folder: Path, say: Say) -> Path:
     finally:
         unfinished.unlink(missing_ok=True)
     return path
+
+
+def compile_into(folder: Path, wanted: Object, compiler: list[str]) -> None:
+    """Write the sources into a folder, and engine.o and cpu.o beside them.
+
+    Raises
+    ------
+    Unavailable
+        If the compiler reports an error.
+    """
+    for name, content in wanted.sources.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(content)
+    common = (*COMMON, *(() if _is_clang(compiler) else GCC))
+    defines = (wanted.set.define, f'-DRC_SOURCES="{wanted.digest}"')
+    run([*compiler, *common, *wanted.set.flags, *defines, *EXACT, "-c", "engine.cpp"], folder)
+    run([*compiler, *common, *defines, *EXACT, "-c", "cpu.cpp"], folder)
+
+
+def run(command: list[str], folder: Path) -> None:
+    """Run a compiler in a folder.
+
+    Raises
+    ------
+    Unavailable
+        If it fails, with the first line that it calls an error.
+    """
+    english = os.environ | {"LC_ALL": "C"}
+    done = subprocess.run(command, cwd=folder, env=english, capture_output=True, text=True, errors="replace")
+    if done.returncode:
+        lines = done.stderr.splitlines() or [f"exit code {done.returncode}"]
+        first = next((line for line in lines if "error" in line), lines[0])
+        raise Unavailable(f"{command[0]} could not compile it ({first.strip()})")
 
 
 def _compiler() -> list[str]:
@@ -158,22 +185,6 @@ def _compiler() -> list[str]:
 
 def _is_clang(compiler: list[str]) -> bool:
     return "clang" in subprocess.run([*compiler, "--version"], capture_output=True, text=True).stdout
-
-
-def _run(command: list[str], folder: str) -> None:
-    """Run the compiler.
-
-    Raises
-    ------
-    Unavailable
-        If it fails, with the first line that it calls an error.
-    """
-    english = os.environ | {"LC_ALL": "C"}
-    done = subprocess.run(command, cwd=folder, env=english, capture_output=True, text=True, errors="replace")
-    if done.returncode:
-        lines = done.stderr.splitlines() or [f"exit code {done.returncode}"]
-        first = next((line for line in lines if "error" in line), lines[0])
-        raise Unavailable(f"{command[0]} could not compile it ({first.strip()})")
 
 
 def _cache() -> Path:

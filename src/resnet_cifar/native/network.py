@@ -24,6 +24,7 @@ REASONS = {
 
 WIDTHS = (16, 32, 64)
 COLUMNS = 16  # of the classifier, as stored
+LARGEST_N, LARGEST_BATCH = 1000, 65535
 
 
 class NonFinite(ArithmeticError):  # noqa: N818
@@ -244,10 +245,12 @@ class NativeNetwork:
     """
 
     def __init__(self, library: Library, net: str, n: int, batch_size: int, threads: int, classes: int = 10) -> None:
-        if net not in ("resnet", "plain") or n < 1 or batch_size < 1 or threads < 1 or not 2 <= classes <= COLUMNS:
+        sizes = 1 <= n <= LARGEST_N and 1 <= batch_size <= LARGEST_BATCH and 2 <= classes <= COLUMNS
+        if net not in ("resnet", "plain") or threads < 1 or not sizes:
             raise InputError(
-                f"{net} of n={n}, {classes} classes, batches of {batch_size} and {threads} threads is not possible; "
-                f"it should be resnet or plain, 2 to {COLUMNS} classes and numbers from 1."
+                f"{net} of n={n}, {classes} classes, batches of {batch_size} and {threads} threads is not possible; it "
+                f"should be resnet or plain, n from 1 to {LARGEST_N}, 2 to {COLUMNS} classes, batches of 1 to "
+                f"{LARGEST_BATCH} images and one thread or more."
             )
         self.library, self.n, self.batch_size, self.threads, self.classes = library, n, batch_size, threads, classes
         self.weights, self.statistics = weight_layout(n, classes), statistic_layout(n)
@@ -297,8 +300,7 @@ class NativeNetwork:
         Raises
         ------
         InputError
-            If the arrays do not fit, or if a label, an image or a crop is not there. In that case the steps before it
-            are done and its own has changed nothing.
+            If the arrays do not fit, or if a label, an image or a crop is not there; nothing has changed.
         NonFinite
             If a step gives an infinite value or NaN; it has changed nothing.
         """

@@ -1,7 +1,7 @@
 """Exponential and logarithm in float64, with the same bits on every machine.
 
-A system's math library and NumPy's vector loops round them differently from one processor to the next. These are made of
-+ - * / alone, which IEEE 754 rounds correctly, as NumPy functions one at a time, so that nothing is fused.
+A system's math library and NumPy's vector loops round them differently from one processor to the next. These are made
+of + - * / alone, which IEEE 754 rounds correctly, as NumPy functions one at a time, so that nothing is fused.
 """
 
 import numpy as np

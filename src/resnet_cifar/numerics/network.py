@@ -172,8 +172,8 @@ def step(network: TorchNetwork) -> None:
 def sgd_(network: TorchNetwork, lr: Tensor) -> None:
     """One step of SGD with momentum, in place; weight decay on every parameter, no Nesterov.
 
-    velocity = momentum * velocity + (gradient + weight_decay * weights); weights = weights - lr * velocity. The paper does
-    not say whether its rate stands inside the velocity; at a constant rate it makes no difference.
+    velocity = momentum * velocity + (gradient + weight_decay * weights); weights = weights - lr * velocity. The paper
+    does not say whether its rate stands inside the velocity; at a constant rate it makes no difference.
 
     Parameters
     ----------

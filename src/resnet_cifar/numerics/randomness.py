@@ -1,8 +1,8 @@
 """All random numbers of a run, from its seed alone, the same on every machine and with every version of NumPy.
 
-NumPy guarantees the integers of a bit generator; it guarantees neither what its ``Generator`` makes of them nor, from one
-processor to another, a normal distribution. So everything is made here of PCG64's words: with integers, and normals with
-+ - * / and square roots in float64, which IEEE 754 rounds correctly.
+NumPy guarantees the integers of a bit generator; it guarantees neither what its ``Generator`` makes of them nor, from
+one processor to another, a normal distribution. So everything is made here of PCG64's words: with integers, and normals
+with + - * / and square roots in float64, which IEEE 754 rounds correctly.
 
 Each (seed, role, part) has a stream of its own: a part is an epoch, or a layer whose weights are drawn.
 """
@@ -22,8 +22,8 @@ BLOCK = 4096
 class Epoch(NamedTuple):
     """What is drawn for one pass over the images, in the order in which they are seen; each of shape (images,).
 
-    ``index`` (int32) is a permutation of the images; ``top`` and ``left`` (uint8, 0 to 8) place the 32x32 crop in the image
-    padded by 4; ``flip`` (uint8, 0 or 1) mirrors it.
+    ``index`` (int32) is a permutation of the images; ``top`` and ``left`` (uint8, 0 to 8) place the 32x32 crop in the
+    image padded by 4; ``flip`` (uint8, 0 or 1) mirrors it.
     """
 
     index: np.ndarray

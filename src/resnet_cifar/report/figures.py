@@ -1,8 +1,9 @@
 """The report's figures in one style: 800 px wide on a page, colour-blind safe, the same bytes for the same input."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib.style
@@ -16,13 +17,14 @@ from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from resnet_cifar.cells import NETS
 from resnet_cifar.cifar10 import CLASSES
-from resnet_cifar.params import Params
+from resnet_cifar.params import Study
 from resnet_cifar.report.outcome import Outcome
 from resnet_cifar.report.statistics import summarize
 
 # Okabe and Ito, Color Universal Design, 2008.
 BLUE, VERMILLION, GREEN, BLACK = "#0072B2", "#D55E00", "#009E73", "#000000"
 NET_COLORS = {"resnet": BLUE, "plain": VERMILLION}
+FOLDER = "figures"
 WIDTH = 8.0  # inches
 STYLE = {
     "axes.axisbelow": True,
@@ -40,7 +42,7 @@ STYLE = {
 }
 
 
-def error_vs_depth(outcome: Outcome, path: Path) -> None:
+def error_vs_depth(_: Study, outcome: Outcome, path: Path) -> None:
     """Draw the test error against the depth: every seed, the mean with its 95% interval, and what others report.
 
     Parameters
@@ -56,9 +58,8 @@ def error_vs_depth(outcome: Outcome, path: Path) -> None:
         axes = figure.subplots()
         marks: list[Artist | Container] = []
         for net, cells in outcome.cells.groupby("net", sort=False):
-            marks += _mark_runs(
-                axes, cells.assign(place=cells["depth"].map(place)), NETS[str(net)], NET_COLORS[str(net)]
-            )
+            placed = cells.assign(place=cells["depth"].map(place))
+            marks += _mark_runs(axes, placed, outcome.runs, NETS[str(net)], NET_COLORS[str(net)])
         places = outcome.cells.groupby("network")["depth"].first().map(place)
         for source, rows in outcome.published.groupby("source", sort=False):
             marks.append(_mark_published(axes, rows["network"].map(places), rows, str(source)))
@@ -66,41 +67,36 @@ def error_vs_depth(outcome: Outcome, path: Path) -> None:
         axes.set_ylim(bottom=max(0, axes.get_ylim()[0]))
         axes.set_xticks(range(len(depths)), [str(depth) for depth in depths])
         axes.grid(visible=False, axis="x")
-        figure.legend(handles=marks, loc="outside lower center", ncols=math.ceil(len(marks) / 2))
+        figure.legend(handles=marks, loc="outside lower center", ncols=min(2, len(marks)))
 
 
-def _mark_runs(axes: Axes, cells: pd.DataFrame, label: str, color: str) -> list[Artist | Container]:
-    """Every run as a dot; beside it the mean with its interval."""
-    (runs,) = axes.plot(
-        cells["place"] - 0.1,
-        cells["test_error"],
-        "o",
-        color=color,
-        alpha=0.45,
-        markeredgewidth=0,
-        label=f"{label}, a run",
-    )
+def _mark_runs(axes: Axes, cells: pd.DataFrame, count: int, label: str, color: str) -> list[Artist | Container]:
+    """Every run as a dot; beside it, if there are several, the mean with its interval."""
+    style = {"color": color, "markeredgewidth": 0}
+    if count == 1:
+        (line,) = axes.plot(cells["place"], cells["test_error"], "-o", linewidth=1, label=f"{label}, one run", **style)
+        return [line]
+    (runs,) = axes.plot(cells["place"] - 0.1, cells["test_error"], "o", alpha=0.45, label=f"{label}, a run", **style)
     summaries = cells.groupby("place")["test_error"].agg(summarize)
     means = [summary.mean for summary in summaries]
-    reach = [summary.interval[1] - summary.mean if summary.interval else 0 for summary in summaries]
+    reach = [summary.interval[1] - summary.mean for summary in summaries]
     axes.plot(summaries.index, means, color=color, linewidth=1, alpha=0.6)
-    mean = axes.errorbar(
-        summaries.index, means, reach, fmt="s", color=color, capsize=4, label=f"{label}, mean and 95% interval"
-    )
-    return [runs, mean]
+    text = f"{label}, mean of {count} runs and 95% interval"
+    return [runs, axes.errorbar(summaries.index, means, reach, fmt="s", color=color, capsize=4, label=text)]
 
 
 def _mark_published(axes: Axes, places: pd.Series, rows: pd.DataFrame, source: str) -> Container:
     """What one source reports, beside ours; with its standard deviation where it is a mean."""
-    label, marker, color, aside = {
+    name, marker, color, aside = {
         "paper": ("Paper", "X", BLACK, 0.1),
-        "article": ("Article, mean ± standard deviation", "D", GREEN, 0.2),
+        "article": ("Article", "D", GREEN, 0.2),
     }[source]
-    reach = rows["std"].fillna(0)
+    stands_on = {1: "one run", 5: "mean of 5 ± std"}
+    label = f"{name}, {' or '.join(stands_on[runs] for runs in sorted(rows['runs'].unique()))}"
     return axes.errorbar(
         places + aside,
         rows["error"],
-        reach,
+        rows["std"].fillna(0),
         fmt=marker,
         color=color,
         markersize=7,
@@ -110,7 +106,7 @@ def _mark_published(axes: Axes, places: pd.Series, rows: pd.DataFrame, source: s
     )
 
 
-def training(study: Params, outcome: Outcome, path: Path) -> None:
+def training(study: Study, outcome: Outcome, path: Path) -> None:
     """Draw training and test error against the iteration, a panel a network, as the paper's Figure 6 does.
 
     A line is the mean over the seeds, the band reaches from the lowest to the highest. The axis ends a little above
@@ -118,7 +114,7 @@ def training(study: Params, outcome: Outcome, path: Path) -> None:
 
     Parameters
     ----------
-    study : Params
+    study : Study
         Gives the iterations after which the learning rate drops.
     outcome : Outcome
         The results.
@@ -128,18 +124,22 @@ def training(study: Params, outcome: Outcome, path: Path) -> None:
     networks = outcome.networks
     columns = min(2, len(networks))
     rows = math.ceil(len(networks) / columns)
-    final = outcome.curves.loc[outcome.curves["iteration"] == study.train.iterations, "test_error"].max()
+    final = outcome.curves.loc[outcome.curves["iteration"] == study.train.iterations, "curve_test_error"].max()
+    test = "Test" if outcome.precisions == ["fp32"] else f"Test, in {' or '.join(outcome.precisions)}"
+    shown = (("curve_test_error", test, BLUE), ("train_error", "Training", VERMILLION))
     with _figure(path, 0.6 + rows * (2.6 if columns == 2 else 4)) as figure:
         panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flatten()
         for axes, network in zip(panels, networks, strict=False):
             curves = outcome.curves[outcome.curves["network"] == network].groupby("iteration")
-            for key, label, color in (("test_error", "Test", BLUE), ("train_error", "Training", VERMILLION)):
+            for key, label, color in shown:
                 errors = curves[key].agg(["mean", "min", "max"])
                 axes.plot(errors.index, errors["mean"], color=color, linewidth=1.5, label=label)
                 axes.fill_between(errors.index, errors["min"], errors["max"], color=color, alpha=0.25, linewidth=0)
             for milestone in study.train.milestones:
                 axes.axvline(milestone, color=BLACK, linewidth=0.8, linestyle=":")
-            axes.set(title=network, xlim=(0, study.train.iterations), ylim=(0, min(100, 2.5 * final)))
+            axes.set(
+                title=f"{network}, {_basis(outcome)}", xlim=(0, study.train.iterations), ylim=(0, min(100, 2.5 * final))
+            )
             axes.xaxis.set_major_formatter(EngFormatter(sep=""))
             axes.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 1.6, 2, 2.5, 4, 5, 8, 10]))
         for axes in panels[len(networks) :]:
@@ -152,7 +152,7 @@ def training(study: Params, outcome: Outcome, path: Path) -> None:
         figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
 
 
-def confusion(outcome: Outcome, path: Path) -> None:
+def confusion(_: Study, outcome: Outcome, path: Path) -> None:
     """Draw the confusion matrix of the deepest network, mean over its runs, in percent of the true class's images.
 
     Parameters
@@ -188,11 +188,32 @@ def confusion(outcome: Outcome, path: Path) -> None:
         axes.set(
             xlabel="Predicted class",
             ylabel="True class",
-            title=f"{network}: where the test images of each class go (%)",
+            title=f"{network}, {_basis(outcome)}: where the test images of each class go (%)",
         )
         axes.grid(visible=False)
         axes.spines[:].set_visible(False)
         figure.colorbar(image, label="Mistaken for another class (%)", shrink=0.8)
+
+
+def _basis(outcome: Outcome) -> str:
+    """How many runs a network's panel stands on."""
+    return "1 run" if outcome.runs == 1 else f"mean of {outcome.runs} runs"
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A figure of the report: what it shows, and the function that draws it into a PNG."""
+
+    title: str
+    draw: Callable[[Study, Outcome, Path], None]
+
+
+FIGURES = {
+    "error_vs_depth.png": Drawing("Test error against depth", error_vs_depth),
+    "training.png": Drawing("Training and test error against iteration", training),
+    "confusion.png": Drawing("Confusion matrix", confusion),
+}
+"""By the names of their files, in the report's order."""
 
 
 @contextmanager

@@ -6,25 +6,40 @@ import pandas as pd
 
 from resnet_cifar.errors import InputError
 
-MEASURED = ["device", "threads", "torch", "network", "way", "precision", "networks_at_once"]
-COLUMNS = ["date", *MEASURED, "images_per_second", "seconds_per_64k_iterations", "times_the_usual_loop"]
+MEASURED = {
+    "device": str,
+    "threads": int,
+    "torch": str,
+    "network": str,
+    "way": str,
+    "precision": str,
+    "networks_at_once": int,
+}
+"""The columns that say what was measured."""
+FOUND = {"images_per_second": float, "seconds_per_64k_iterations": float, "times_the_usual_loop": float}
+"""Those that say what came out."""
 
 
-def load(path: Path) -> pd.DataFrame:
+def load(path: Path) -> pd.DataFrame | None:
     """Read the measurements; of what was measured again on the same kind of device only the last row stays.
+
+    Returns
+    -------
+    DataFrame or None
+        None if there is no such file.
 
     Raises
     ------
     InputError
-        If the file is missing or is not the benchmark's table.
+        If it is not the benchmark's table.
     """
+    kinds = MEASURED | FOUND
     try:
-        table = pd.read_csv(path)[COLUMNS].drop_duplicates(MEASURED, keep="last")
+        table = pd.read_csv(path, dtype=kinds)[list(kinds)].drop_duplicates(list(MEASURED), keep="last")
+    except FileNotFoundError:
+        return None
     except (OSError, ValueError, KeyError):
         table = pd.DataFrame()
-    if table.empty:
-        raise InputError(
-            f"{path} is missing or not the table of benchmarks/throughput.py: make it with "
-            "`python benchmarks/throughput.py`, or restore it with `git checkout`."
-        )
+    if table.empty or table.isna().any(axis=None):
+        raise InputError(f"{path} is not the table of benchmarks/throughput.py: restore it with `git checkout`.")
     return table

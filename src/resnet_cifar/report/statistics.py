@@ -47,6 +47,10 @@ def summarize(values: Sequence[float]) -> Summary:
     References
     ----------
     G. J. Hahn and W. Q. Meeker, Statistical Intervals, 1991, sections 4.2 and 4.7.
+
+    >>> found = summarize([8.0, 9.0, 10.0])
+    >>> found.mean, found.std, [round(end, 2) for end in found.interval]
+    (9.0, 1.0, [6.52, 11.48])
     """
     runs, mean = len(values), float(np.mean(values))
     if runs == 1:

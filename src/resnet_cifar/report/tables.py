@@ -7,38 +7,50 @@ import numpy as np
 import pandas as pd
 from tabulate import tabulate
 
+from resnet_cifar.cells import Cell
 from resnet_cifar.cifar10 import CLASSES
-from resnet_cifar.params import TRAINING_IMAGES, Params
-from resnet_cifar.report.outcome import Outcome, follows_the_paper
+from resnet_cifar.params import TRAINING_IMAGES, Study
+from resnet_cifar.report.figures import FIGURES, FOLDER
+from resnet_cifar.report.outcome import Outcome
 from resnet_cifar.report.statistics import Summary, summarize
 
 DASH = "–"
-FIGURES = {
-    "error_vs_depth.png": "Test error against depth",
-    "training.png": "Training and test error against iteration",
-    "confusion.png": "Confusion matrix",
-}
 
 
-def metrics_md(study: Params, outcome: Outcome, speed: pd.DataFrame) -> str:
-    """The report, reports/metrics.md: the error table, protocol and hardware, figures, errors by class, time, speed."""
+def metrics_md(study: Study, outcome: Outcome, speed: pd.DataFrame | None) -> str:
+    """The report, reports/metrics.md: the error table, protocol and hardware, figures, errors by class, time, speed.
+
+    Parameters
+    ----------
+    study : Study
+        The parameters.
+    outcome : Outcome
+        The results.
+    speed : DataFrame or None
+        What :func:`resnet_cifar.report.speed.load` gives.
+    """
     parts = [
-        _title(study),
+        _title(study, outcome),
         _error_table(study, outcome),
         _legend(outcome),
         f"**Protocol:** {_protocol(study)}",
+        _remarks(study, outcome),
         f"**Hardware:** {_hardware(outcome)}",
-        *[f"## {title}\n\n![{title}](figures/{name})" for name, title in FIGURES.items()],
-        "## Test error by class, %\n\nMean over the runs.",
+        f"**Curves:** {_curves(outcome)}",
+        *[f"## {drawing.title}\n\n![{drawing.title}]({FOLDER}/{name})" for name, drawing in FIGURES.items()],
+        f"## Test error by class, %\n\n{_basis(outcome)}",
         _class_table(outcome),
-        "## Loss, calibration and time\n\nMeans over the runs. The calibration error is the expected gap between "
+        f"## Loss, calibration and time\n\n{_basis(outcome)} The calibration error is the expected gap between "
         "confidence and accuracy. Runs that share a device overlap: each one's seconds are from its start to its end.",
         _cost_table(outcome),
-        "## Speed\n\nThe training step beside the usual loop (a DataLoader, torchvision's transforms, an eager "
-        "network), as `python benchmarks/throughput.py` measured them; of each device the newest figures. Several "
-        "networks at once: all their images, and the seconds that one network's 64,000 iterations come to.",
-        _speed_table(speed),
     ]
+    if speed is not None:
+        parts += [
+            "## Speed\n\nThe training step beside the usual loop (a DataLoader, torchvision's transforms, an eager "
+            "network), as `python benchmarks/throughput.py` measured them; of each device the newest figures. Several "
+            "networks at once: all their images, and the seconds that one network's 64,000 iterations come to.",
+            _speed_table(speed),
+        ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -59,8 +71,8 @@ def csv(table: pd.DataFrame) -> str:
     return table.to_csv(index=False, lineterminator="\n")
 
 
-def _title(study: Params) -> str:
-    if follows_the_paper(study):
+def _title(study: Study, outcome: Outcome) -> str:
+    if outcome.compares:
         return "# Test error on CIFAR-10"
     if study.train.iterations * study.train.batch_size < TRAINING_IMAGES:
         return (
@@ -69,7 +81,7 @@ def _title(study: Params) -> str:
     return "# Test error on CIFAR-10, with another protocol than the paper's"
 
 
-def _error_table(study: Params, outcome: Outcome) -> str:
+def _error_table(study: Study, outcome: Outcome) -> str:
     table = []
     for network, rows in outcome.cells.groupby("network", sort=False):
         errors = summarize(rows["test_error"])
@@ -87,7 +99,7 @@ def _error_table(study: Params, outcome: Outcome) -> str:
             "Best (seed)": _seed(rows, rows["test_error"].idxmin()),
             "Worst (seed)": _seed(rows, rows["test_error"].idxmax()),
         }
-        if follows_the_paper(study):
+        if outcome.compares:
             published = outcome.published[outcome.published["network"] == network].set_index("source")
             paper = published.loc["paper"] if "paper" in published.index else None
             article = published.loc["article"] if "article" in published.index else None
@@ -119,8 +131,12 @@ def _verdict(paper: pd.Series | None, ours: Summary) -> str:
 
 def _legend(outcome: Outcome) -> str:
     parts = []
-    if outcome.cells.groupby("network").size().max() > 1:
-        parts.append("Errors are mean ± standard deviation (n-1) over the runs, one seed each.")
+    if outcome.runs > 1:
+        parts.append(
+            f"Errors are mean ± standard deviation (n-1) over {outcome.runs} runs of each network, one seed each."
+        )
+    else:
+        parts.append("One run of each network: there is no spread and no interval.")
     kinds = set(outcome.published["source"] + " " + outcome.published["kind"])
     if "paper single" in kinds:
         parts.append("Paper: He et al. 2015, Table 6, single runs.")
@@ -137,18 +153,19 @@ def _legend(outcome: Outcome) -> str:
         parts.append(
             "The last column says whether the paper's run lies inside the 95% prediction interval for one further run "
             "of ours."
+            if outcome.runs > 1
+            else "Beside the paper's, single runs are compared, whose difference may be chance."
         )
     return " ".join(parts)
 
 
-def _protocol(study: Params) -> str:
+def _protocol(study: Study) -> str:
     train, data = study.train, study.data
     drops = _listed([f"{milestone:,}" for milestone in train.milestones])
     rate = f"learning rate {train.lr:g}" + (f", times {train.gamma:g} after {drops} iterations" if drops else "")
-    warmup = train.warmup
-    if warmup.iterations and max(study.cells.n) >= warmup.min_n:
-        deep = "" if min(study.cells.n) >= warmup.min_n else f" if {6 * warmup.min_n + 2} layers or more"
-        rate += f" ({warmup.lr:g} for the first {warmup.iterations:,}{deep})"
+    if warm := _warmed_up(study):
+        deep = "" if len(warm) == len(study.list_cells()) else f" if {min(cell.depth for cell in warm)} layers or more"
+        rate += f" ({train.warmup.lr:g} for the first {train.warmup.iterations:,}{deep})"
     mean = "per-pixel mean subtracted" if data.normalize == "pixel_mean" else "channels standardised"
     held_out = f" ({data.validation:,} more held out)" if data.validation else ""
     shortcut = "parameter-free shortcuts (A)" if study.model.shortcut == "A" else "projection shortcuts (B)"
@@ -156,17 +173,80 @@ def _protocol(study: Params) -> str:
     return (
         f"{train.iterations:,} iterations of SGD on batches of {train.batch_size}, momentum {train.momentum:g}, "
         f"weight decay {train.weight_decay:g}, {rate}; {images}, {mean}, random crops and flips; {shortcut}; "
-        "the error is the last iterate's on the test images."
+        "the error is the last iterate's on the test images, computed in fp32 from its checkpoint."
     )
 
 
+def _remarks(study: Study, outcome: Outcome) -> str:
+    """Where the protocol is not the paper's, and where it is not so to the letter; a line each."""
+    lines = []
+    if outcome.differences:
+        named = _listed([f"`{name}`" for name in outcome.differences])
+        lines.append(f"Not the paper's, and so not compared with it: {named}.")
+    if study.data.validation:
+        lines.append(
+            f"{study.data.validation:,} training images are held out. The paper fixed its schedule on a split of "
+            "45,000 and 5,000; what stands beside its table is trained on all."
+        )
+    if outcome.precisions != ["fp32"]:
+        lines.append(f"Trained in {_listed(outcome.precisions)}; the paper trained in single precision (fp32).")
+    if _warmed_up(study):
+        lines.append(
+            f"A fixed {study.train.warmup.iterations:,} iterations of warm-up replace the paper's "
+            '"until the training error is below 80%".'
+        )
+    lines.append(
+        f"Batch normalisation sees all {study.train.batch_size} images of a batch; the paper used two GPUs, each of "
+        "which probably saw half of them."
+    )
+    lines.append("Momentum is PyTorch's: the learning rate stands outside the velocity, so a drop takes hold at once.")
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def _warmed_up(study: Study) -> list[Cell]:
+    return [cell for cell in study.list_cells() if study.recipe(cell).warmup_iterations]
+
+
 def _hardware(outcome: Outcome) -> str:
-    machines = outcome.cells.groupby(["device", "threads", "torch", "precision"], sort=True).size()
+    cells = outcome.cells
     kinds = [
-        f"{count} {'run' if count == 1 else 'runs'} on {device} ({_threads(threads)}, PyTorch {torch}, {precision})"
-        for (device, threads, torch, precision), count in machines.items()
+        f"{_runs(count)} on {processor} ({_threads(threads)}), {engine} engine, {precision}"
+        for (processor, threads, engine, precision), count in cells.groupby(
+            ["processor", "threads", "engine", "precision"]
+        )
+        .size()
+        .items()
     ]
-    return "; ".join(kinds) + "."
+    minutes = cells["seconds"].sum() / 60
+    time = f"{minutes / 60:,.1f} hours" if minutes >= 60 else f"{minutes:.1f} minutes"
+    engines = cells.groupby("engine").size()
+    mixed = ""
+    if len(engines) > 1:
+        counts = _listed([f"{_runs(count)} of the {engine} engine" for engine, count in engines.items()])
+        mixed = f" **The table mixes engines:** {counts}. They compute the same protocol with other roundings."
+    return f"{'; '.join(kinds)}. The times of all runs add up to {time}.{mixed}"
+
+
+def _curves(outcome: Outcome) -> str:
+    """Which test error a curve shows: there are two."""
+    if outcome.precisions == ["fp32"]:
+        return (
+            "their test error, `curve_test_error` in curves.csv, is computed while training. Its last value is the "
+            "table's, `test_error` in results.csv; where another processor evaluated, it is so to a few images."
+        )
+    return (
+        "their test error, `curve_test_error` in curves.csv, is computed while training, here in "
+        f"{_listed(outcome.precisions)}. In 16 bits it is another number than the table's, `test_error` in "
+        "results.csv, which comes from the checkpoint in fp32."
+    )
+
+
+def _basis(outcome: Outcome) -> str:
+    return f"Means over the {outcome.runs} runs of each network." if outcome.runs > 1 else "One run of each network."
+
+
+def _runs(count: int) -> str:
+    return f"{count} {'run' if count == 1 else 'runs'}"
 
 
 def _threads(count: int) -> str:

@@ -5,21 +5,22 @@ import tempfile
 from pathlib import Path
 
 from resnet_cifar.errors import InputError
-from resnet_cifar.params import Params
-from resnet_cifar.report import figures, outcome, speed, tables
+from resnet_cifar.params import Study
+from resnet_cifar.report import outcome, speed, tables
+from resnet_cifar.report.figures import FIGURES, FOLDER
 
 
-def write(study: Params, runs: Path, results: Path, throughput: Path, out: Path) -> None:
+def write(study: Study, runs: Path, results: Path, throughput: Path, out: Path) -> None:
     """Write the report of a study.
 
     Parameters
     ----------
-    study : Params
+    study : Study
         The parameters.
     runs, results : Path
         Where training and evaluation leave the cells' files.
     throughput : Path
-        The table of benchmarks/throughput.py.
+        The table of benchmarks/throughput.py; without the file the section on speed is left out.
     out : Path
         The folder of the report; what else lies there stays.
 
@@ -44,10 +45,9 @@ def write(study: Params, runs: Path, results: Path, throughput: Path, out: Path)
         }
         for name, text in texts.items():
             (new / name).write_text(text, encoding="utf-8", newline="\n")
-        (new / "figures").mkdir()
-        figures.error_vs_depth(found, new / "figures" / "error_vs_depth.png")
-        figures.training(study, found, new / "figures" / "training.png")
-        figures.confusion(found, new / "figures" / "confusion.png")
-        shutil.rmtree(out / "figures", ignore_errors=True)
+        (new / FOLDER).mkdir()
+        for name, drawing in FIGURES.items():
+            drawing.draw(study, found, new / FOLDER / name)
+        shutil.rmtree(out / FOLDER, ignore_errors=True)
         for path in sorted(new.iterdir()):
             path.replace(out / path.name)

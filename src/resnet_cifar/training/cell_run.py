@@ -9,6 +9,7 @@ from resnet_cifar.files import sha256, write_whole
 from resnet_cifar.numerics.engine import Turn
 from resnet_cifar.numerics.run import Run
 from resnet_cifar.numerics.weights import digest, serialize
+from resnet_cifar.training.lock import CellLock
 from resnet_cifar.training.record import Record
 from resnet_cifar.training.session import Session
 from resnet_cifar.training.states import StateFile
@@ -34,10 +35,16 @@ class CellRun:
         Why a saved state that is there could not be used, in words; else empty.
     finished : bool
         Whether the last iteration and evaluation are done.
+
+    Raises
+    ------
+    TrainingError
+        If another process trains the cell.
     """
 
     def __init__(self, session: Session, cell: Cell, stream: "torch.cuda.Stream | None" = None) -> None:
         self.session, self.cell, self.stream = session, cell, stream
+        self.lock = CellLock(session.scratch, cell)
         recipe = session.recipe(cell)
         self.question, self.arithmetic = session.question(cell), session.arithmetic(cell)
         self.run = Run(recipe, session.dataset, session.computer.engine(recipe, session.dataset, stream))

@@ -130,7 +130,7 @@ def read(files: RunFiles) -> Record:
     ):
         if found != recorded:
             raise RecordError(
-                f"its {path.name} has the digest {_short(found)}, not {_short(recorded)} as its {files.record.name} says"
+                f"its {path.name} has the digest {_short(found)}; its {files.record.name} says {_short(recorded)}"
             )
     return record
 

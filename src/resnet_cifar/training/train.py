@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from resnet_cifar.cells import Cell
+from resnet_cifar.errors import TrainingError
 from resnet_cifar.numerics.engine import Turn
 from resnet_cifar.numerics.run import DivergedError
 from resnet_cifar.progress import Progress, clock
@@ -57,11 +58,13 @@ def train_cells(
         pack.say(f"{cell}: trained already, nothing to do")
         on_trained(cell)
     with StopSignal() as stop:
-        while not stop.received and pack.fill():
-            if not pack.turn():
-                time.sleep(IDLE)
-        if stop.received and (pack.active or pack.waiting):
+        try:
+            while not stop.received and pack.fill():
+                if not pack.turn():
+                    time.sleep(IDLE)
+        finally:  # an interruption, or a fault of this program: no other cell's work is lost
             pack.stop()
+        if stop.received and not pack.ended:
             raise Interrupted(stop.received)
     return pack.failed
 
@@ -93,6 +96,11 @@ class _Pack:
         on_gpu = computer.device.type == "cuda"
         self.streams = [torch.cuda.Stream(computer.device) for _ in range(self.places)] if on_gpu else [None]
 
+    @property
+    def ended(self) -> bool:
+        """Whether no cell is left to be trained."""
+        return not (self.active or self.waiting)
+
     def fill(self) -> bool:
         """Begin cells as long as there are places; False if nothing is left to do."""
         while self.waiting and len(self.active) < self.places:
@@ -107,6 +115,8 @@ class _Pack:
                 self.say(f"{cell}: no memory beside {self.places} others; training {self.places} at once from here on")
                 break
             self._guard(cell, lambda cell=cell: self._begin(cell))
+            if cell in self.failed:  # before its first iteration
+                self.progress.total -= self.iterations
         return bool(self.active)
 
     def _begin(self, cell: Cell) -> None:
@@ -134,11 +144,12 @@ class _Pack:
 
     def _finish(self, run: CellRun) -> None:
         record = run.finish()
+        self._leave(run)
         self.say(f"{run.cell}: {self.iterations:,} iterations in {clock(record.seconds)}")
         self.on_trained(run.cell)
-        self._leave(run)
 
     def _leave(self, run: CellRun) -> None:
+        run.lock.release()
         self.active.remove(run)
         self.before += run.run.iteration
 
@@ -148,8 +159,6 @@ class _Pack:
             self._guard(run.cell, run.stop)
             if run.cell not in self.failed:
                 self.say(f"{run.cell}: stopped at iteration {run.run.iteration:,}; the same command goes on from there")
-        for cell, reason in self.failed.items():
-            self.say(f"{cell}: {reason}")
 
     def _guard(self, cell: Cell, action: Callable[[], Any]) -> Any:
         """Do something for one cell; what goes wrong with it is noted and leaves the others alone."""
@@ -160,16 +169,18 @@ class _Pack:
                 f"{error.what} is not finite at iteration {error.iteration:,}; "
                 "a lower train.lr or train.precision=fp32 may help"
             )
+        except TrainingError as error:
+            reason = str(error)
         except OSError as error:
             reason = f"{error.filename or 'a file'} cannot be written ({error.strerror or error})"
         except (torch.OutOfMemoryError, torch.AcceleratorError, MemoryError) as error:
             reason = f"the device has not enough memory for it or fails ({str(error).partition(chr(10))[0]})"
         # Here, behind the block, nothing of the network is alive any more but what self.active holds.
         self.failed[cell] = reason
-        running = [run for run in self.active if run.cell == cell]
-        for run in running:
+        self.say(f"{cell}: {reason}")
+        for run in [run for run in self.active if run.cell == cell]:
             self._leave(run)
-        self.progress.total -= self.iterations - (running[0].run.iteration if running else 0)
+            self.progress.total -= self.iterations - run.run.iteration
         return None
 
     def _show(self) -> None:

@@ -34,7 +34,8 @@ struct rc_images {
 
 // The order of the weights: stem, then the two convolutions of each block, each as w[3][3][in][out], gamma[out],
 // beta[out]; then the classifier, fc[64][16] and bias[16], of which the first `classes` columns are used and the others
-// are and stay zero. Statistics: mean[64], variance[64] a layer in the same order; of 16 and 32 channels the first ones.
+// are and stay zero. Statistics: mean[64], variance[64] a layer in the same order; of 16 and 32 channels the first
+// ones.
 struct rc_state {
   float* weights;
   float* velocity;
