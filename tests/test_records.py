@@ -122,7 +122,7 @@ def test_a_missing_file_is_named(files, name):
 def test_damaged_and_altered_files_are_named(files):
     history, weights = files.history.read_bytes(), files.weights.read_bytes()
     files.history.write_bytes(history + b"7,0.1\n")
-    with pytest.raises(RecordError, match=r"its history.csv has the digest \w{12}, not \w{12} as its run.json says"):
+    with pytest.raises(RecordError, match=r"its history.csv has the digest \w{12}; its run.json says \w{12}"):
         record.read(files)
     files.history.write_bytes(history)
     files.weights.write_bytes(weights[:-1])

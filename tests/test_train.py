@@ -61,11 +61,17 @@ def side_by_side(monkeypatch) -> None:
     monkeypatch.setattr("resnet_cifar.training.memory.fit_at_once", lambda *_: 3)
 
 
+def saved_cells(session: Session) -> list[str]:
+    """Those of which a state is kept."""
+    return sorted(path.parent.name for path in session.scratch.rglob("*.safetensors"))
+
+
 def saved_at(session: Session, cell: Cell, iteration: int) -> Path:
     """An interrupted run of the cell."""
     run = CellRun(session, cell)
     advance(run.run, iteration)
     run.save()
+    run.lock.release()
     return run.state.path
 
 
@@ -83,7 +89,7 @@ def test_files_of_a_cell(session, tiny_data):
     assert found.question.data == sha256(tiny_data)
     assert (found.arithmetic.engine, found.arithmetic.precision, found.resumed_at) == ("eager", "fp32", [])
     assert load_model(files.weights)[1] == SMALL
-    assert list(session.scratch.iterdir()) == []
+    assert saved_cells(session) == []
 
 
 def test_trained_cells_are_left_alone_and_changed_ones_are_not(session, tiny_study):
@@ -140,7 +146,7 @@ def test_resumed_the_same_bytes(session, alone, iteration):
     assert lines[0] == f"resnet-1-0: goes on from iteration {iteration}"
     assert content(session, SMALL) == alone[SMALL]
     assert record.read(run_files(session.runs, SMALL)).resumed_at == [iteration]
-    assert list(session.scratch.iterdir()) == []
+    assert saved_cells(session) == []
 
 
 def test_seconds_add_up_over_an_interruption(session):
@@ -148,6 +154,7 @@ def test_seconds_add_up_over_an_interruption(session):
     run.began -= 100  # as if it had run for so long
     advance(run.run, 2)
     run.save()
+    run.lock.release()
     train_cells(session, [SMALL], silent)
     assert 100 < record.read(run_files(session.runs, SMALL)).seconds < 160
 
@@ -194,7 +201,7 @@ def test_another_run_of_the_cell_leaves_the_state_alone(session, tiny_study):
     session.study = tiny_study
     assert CellRun(session, SMALL).resumed == 1
     assert train_cells(session, [SMALL], silent) == {}
-    assert list(session.scratch.iterdir()) == []
+    assert saved_cells(session) == []
 
 
 @pytest.mark.usefixtures("side_by_side")
@@ -212,7 +219,7 @@ def test_a_signal_saves_every_cell(session, alone, monkeypatch, signum):
     with pytest.raises(Interrupted) as caught:
         train_cells(session, CELLS, lines.append)
     assert caught.value.signum == signum
-    assert sorted(path.name for path in session.scratch.iterdir()) == sorted(cell.name for cell in CELLS)
+    assert saved_cells(session) == sorted(cell.name for cell in CELLS)
     stopped = [line for line in lines if "stopped at iteration" in line]
     assert len(stopped) == 3
     monkeypatch.undo()
@@ -229,7 +236,7 @@ def test_a_signal_begins_no_other_cell(session, monkeypatch):
     with pytest.raises(Interrupted):
         train_cells(session, CELLS, silent)
     assert session.is_trained(LARGE)
-    assert list(session.scratch.iterdir()) == []
+    assert saved_cells(session) == []
 
 
 def test_the_handlers_are_back_afterwards(session):
@@ -282,7 +289,7 @@ def test_a_cell_that_diverges_does_not_keep_the_others_from_being_saved(session,
     with pytest.raises(Interrupted):
         train_cells(session, CELLS, lines.append)
     assert "plain-1-0: the loss is not finite at iteration 3" in "\n".join(lines)
-    assert sorted(path.name for path in session.scratch.iterdir()) == ["resnet-1-0", "resnet-2-0"]
+    assert saved_cells(session) == ["resnet-1-0", "resnet-2-0"]
 
 
 def test_a_last_update_that_is_not_finite_leaves_no_files(session, tiny_study):

@@ -154,9 +154,10 @@ class _Pack:
         self.before += run.run.iteration
 
     def stop(self) -> None:
-        """Save the state of every cell that runs."""
+        """Save the state of every cell that runs, and let others train it."""
         for run in list(self.active):
             self._guard(run.cell, run.stop)
+            run.lock.release()
             if run.cell not in self.failed:
                 self.say(f"{run.cell}: stopped at iteration {run.run.iteration:,}; the same command goes on from there")
 
