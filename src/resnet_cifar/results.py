@@ -77,8 +77,8 @@ class Evaluator:
         Raises
         ------
         InputError
-            If the checkpoint cannot be loaded, is another cell's or gives logits that are not finite, or if the native
-            engine trained it and cannot be used here.
+            If the checkpoint cannot be loaded, is another cell's, not what its record says or gives logits that are not
+            finite, or if the native engine trained it and cannot be used here.
         """
         path = run_files(runs, cell).weights
         model, found = checkpoint.load_model(path)
@@ -115,11 +115,12 @@ class Evaluator:
         return result
 
     def _library(self, cell: Cell, model: CifarResNet, runs: Path) -> Library | None:
-        """The native engine if it trained the cell; where nothing says who did, if it can be used."""
+        """The native engine if it trained the cell; where no run.json says who did, if it can be used."""
+        files = run_files(runs, cell)
         try:
-            trained_by = read_record(run_files(runs, cell)).arithmetic.engine
-        except RecordError:
-            trained_by = None
+            trained_by = read_record(files).arithmetic.engine if files.record.exists() else None
+        except RecordError as error:
+            raise InputError(f"{cell} is not what its {files.record.name} says ({error}): train it again.") from None
         if trained_by == "native":
             try:
                 if library := self.computer.native or load_native(self.settings, self.say):
