@@ -70,7 +70,7 @@ class Bench:
         return self.folder / f"{way}.log"
 
     def kill_and_resume(self, way: str, cells: list[Cell], at_once: int) -> None:
-        """Kill the process as soon as ``at_once`` cells have a saved state, some of them new; again; then to the end."""
+        """Kill the process as soon as ``at_once`` cells have a saved state, a new one among them; again; then go on."""
         killed: set[str] = set()
         for _ in range(min(KILLS, len(cells))):
             process = self.start(way, cells, RESNET_CIFAR_SAVE_EVERY="0")
@@ -93,7 +93,8 @@ class Bench:
 
     def resumed(self, way: str, cells: list[Cell]) -> list[Cell]:
         """The cells that were resumed, as their records say."""
-        return [cell for cell in cells if json.loads(run_files(self.folder / way, cell).record.read_text())["resumed_at"]]
+        records = {cell: json.loads(run_files(self.folder / way, cell).record.read_text()) for cell in cells}
+        return [cell for cell in cells if records[cell]["resumed_at"]]
 
 
 def main() -> None:

@@ -140,7 +140,7 @@ def test_the_gpu_can_be_used(device):
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 @pytest.mark.parametrize("network", NETWORKS, ids=str)
 def test_the_graph_is_the_eager_step_bit_by_bit(base, data, device, network, precision, batch_size):
-    """Losses, errors, logits and all that a step changes; batches of 128 and evaluations of 1,000 take other kernels."""
+    """Losses, errors, logits and all that a step changes. Batches of 128 and evaluations of 1,000 have own kernels."""
     made = of(base, network, precision=precision, batch_size=batch_size)
     rows = BatchStream(made.seed, TRAIN, batch_size).rows(0, 10)
     rates = learning_rates(made, 0, 10)
