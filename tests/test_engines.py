@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -72,6 +73,12 @@ def test_of_a_native_run_only_its_bits_count(native, tiny_recipe):
     found = native.arithmetic(tiny_recipe).model_dump(exclude_defaults=True)
     assert found == {"engine": "native", "precision": "fp32", "bits": bits.NATIVE}
     assert native.circumstances().simd == "avx2"
+
+
+def test_the_version_of_the_bits_is_the_engines():
+    """It stands twice, because Python's is a dependency of training and the engine's is not."""
+    header = (ROOT / "src/resnet_cifar/native/cpp/engine.h").read_text()
+    assert re.findall(r"#define RC_BITS (\d+)", header) == [str(bits.NATIVE)]
 
 
 def test_of_a_run_by_torch_all_counts_that_changes_bits(tiny_recipe, tiny_dataset, monkeypatch):
