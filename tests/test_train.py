@@ -230,10 +230,13 @@ def test_a_signal_saves_every_cell(session, alone, monkeypatch, signum):
 
 
 def test_a_signal_begins_no_other_cell(session, monkeypatch):
-    finish = CellRun.finish
+    begun: list[int] = []
+    finish, engine = CellRun.finish, Computer.engine
     monkeypatch.setattr(CellRun, "finish", lambda self: os.kill(os.getpid(), signal.SIGTERM) or finish(self))
+    monkeypatch.setattr(Computer, "engine", lambda *arguments: begun.append(arguments[1].n) or engine(*arguments))
     with pytest.raises(Interrupted):
         train_cells(session, CELLS, silent)
+    assert begun == [LARGE.n]
     assert session.is_trained(LARGE)
     assert saved_cells(session) == []
 
