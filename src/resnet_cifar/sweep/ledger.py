@@ -1,4 +1,7 @@
-"""The cells as DVC knows them: which are stale, which it had before, and how one is recorded."""
+"""The cells as DVC knows them: which are stale, which it had before, and how one is recorded.
+
+Some of this is DVC's inside, which may change with any version of it; a test names what is used.
+"""
 
 import logging
 import os
@@ -107,7 +110,6 @@ class Ledger:
         return [(Cell.parse(stage.name.partition("@")[2]), stage) for stage in self.repo.stage.collect("train")]
 
     def _remote_has(self, stage: Stage) -> bool:
-        # DVC uploads a folder's list of files after the files, so that the list stands for all of them.
         return self.remote and all(
             self.repo.cloud.get_remote_odb(command="sweep").exists(out.hash_info.value) for out in stage.outs
         )

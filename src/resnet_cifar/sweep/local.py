@@ -10,19 +10,19 @@ from collections.abc import Callable
 
 import torch
 
-from resnet_cifar.cells import Cell
-from resnet_cifar.sweep.tree import DATA, RUNS, SCRATCH
-from resnet_cifar.training.packing import Interrupted, StopSignal
+from resnet_cifar.cells import Cell, run_files
+from resnet_cifar.settings import Settings
+from resnet_cifar.sweep.checkout import DATA, RUNS, SCRATCH
+from resnet_cifar.training.stop import Interrupted, StopSignal
 
 LOOK_EVERY = 0.2
 PR_SET_PDEATHSIG = 1
 
 
-def devices() -> list[str]:
+def devices(settings: Settings) -> list[str]:
     """The devices that train: the one that the environment names, or all GPUs, or the CPU."""
-    given = os.environ.get("RESNET_CIFAR_DEVICE", "")
-    gpus = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
-    return [given] if given else gpus or ["cpu"]
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    return [settings.device] if settings.device else [f"cuda:{index}" for index in range(gpus)] or ["cpu"]
 
 
 def share(cells: list[Cell], parts: int) -> list[list[Cell]]:
@@ -35,8 +35,9 @@ def share(cells: list[Cell], parts: int) -> list[list[Cell]]:
 
 def train(
     cells: list[Cell],
+    on: list[str],
     has_run: Callable[[Cell], bool],
-    record: Callable[[Cell], None],
+    record: Callable[[Cell], str | None],
     say: Callable[[str], None],
     lock: int,
 ) -> list[str]:
@@ -46,10 +47,12 @@ def train(
     ----------
     cells : list of Cell
         What to train.
+    on : list of str
+        The devices.
     has_run : callable
         Whether a cell's finished run is there.
     record : callable
-        Called once for each cell that is.
+        Called once for each cell that is; returns why it cannot be recorded, or None.
     say : callable
         Gets the processes' lines.
     lock : int
@@ -66,15 +69,16 @@ def train(
         After SIGINT or SIGTERM, when every process has saved its cells' states.
     """
     SCRATCH.mkdir(exist_ok=True)
-    parts = share(cells, len(devices()))
+    parts = share(cells, len(on))
     workers: list[_Worker] = []
+    failed: list[str] = []
     with StopSignal() as stop:
         try:
-            for device, part in zip(devices(), parts, strict=False):
+            for device, part in zip(on, parts, strict=False):
                 workers.append(_Worker(device, part, lock, device if len(parts) > 1 else ""))
             while not stop.received and any(worker.running for worker in workers):
                 for worker in workers:
-                    worker.look(has_run, record, say)
+                    failed += worker.look(has_run, record, say)
                 time.sleep(LOOK_EVERY)
         finally:
             for worker in workers:
@@ -82,10 +86,10 @@ def train(
             for worker in workers:
                 worker.process.wait()
         for worker in workers:
-            worker.look(has_run, record, say)
+            failed += worker.look(has_run, record, say)
         if stop.received:
             raise Interrupted(stop.received)
-    return [worker.reason for worker in workers if worker.waiting]
+    return failed + [worker.reason for worker in workers if worker.waiting]
 
 
 class _Worker:
@@ -96,6 +100,7 @@ class _Worker:
 
     def __init__(self, device: str, cells: list[Cell], lock: int, prefix: str) -> None:
         self.device, self.waiting, self.prefix = device, list(cells), prefix
+        self.seen: dict[Cell, int] = {}
         log = SCRATCH / f"sweep-{device.replace(':', '-')}.log"
         command = [sys.executable, "stages/train.py", "--data", DATA, "--runs", RUNS, "--scratch", SCRATCH]
         with log.open("w") as output:
@@ -124,16 +129,31 @@ class _Worker:
         ended = f"by signal {-self.process.returncode}" if self.process.returncode < 0 else f"with {self.last!r}"
         return f"{', '.join(map(str, self.waiting))}: the training process on {self.device} ended {ended}"
 
-    def look(self, has_run: Callable[[Cell], bool], record: Callable[[Cell], None], say: Callable[[str], None]) -> None:
-        """Pass on the new lines and record the cells that are done."""
+    def look(
+        self, has_run: Callable[[Cell], bool], record: Callable[[Cell], str | None], say: Callable[[str], None]
+    ) -> list[str]:
+        """Pass on the new lines and record the cells that are done; return why some could not be."""
         *lines, self.unread = (self.unread + self.log.read()).split("\n")
         for line in lines:
             self.last = line
             if not line.startswith("error: "):
                 say(f"{self.prefix} {line}".strip())
-        for cell in [cell for cell in self.waiting if has_run(cell)]:
-            record(cell)
+        failures = []
+        for cell in [cell for cell in self.waiting if self._is_new(cell) and has_run(cell)]:
             self.waiting.remove(cell)
+            failure = record(cell)
+            if failure:
+                failures.append(f"{cell}: {failure}")
+        return failures
+
+    def _is_new(self, cell: Cell) -> bool:
+        """Whether the cell's record was written since this was asked last."""
+        try:
+            written = run_files(RUNS, cell).record.stat().st_mtime_ns
+        except FileNotFoundError:
+            return False
+        before, self.seen[cell] = self.seen.get(cell), written
+        return written != before
 
 
 def _end_with_parent() -> None:
