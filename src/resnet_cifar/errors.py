@@ -57,23 +57,3 @@ def exit_with(main: Callable[[], None]) -> None:
         sys.exit(f"error: {f'{error.filename}: ' if error.filename else ''}{error.strerror or error}.")
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
-
-
-@contextmanager
-def needs_extra(extra: str) -> Iterator[None]:
-    """Around imports of what is not installed with the package alone.
-
-    Raises
-    ------
-    InputError
-        If a module of others is missing; the sentence names the extra that brings it.
-    """
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        module = (error.name or "").partition(".")[0]
-        if module in ("", __package__):
-            raise
-        raise InputError(
-            f"this command needs {module}: install it with `pip install 'resnet-cifar[{extra}]'`."
-        ) from None
