@@ -25,12 +25,12 @@ from native_runs import (
 )
 from numpy.typing import NDArray
 
-from resnet_cifar import batches
 from resnet_cifar.errors import InputError
-from resnet_cifar.models import Architecture, CifarResNet
 from resnet_cifar.native import sets
 from resnet_cifar.native.library import Library, Unavailable, load
 from resnet_cifar.native.network import Batches, Images, NativeNetwork, NonFinite, State
+from resnet_cifar.numerics import batches
+from resnet_cifar.numerics.models import Architecture, CifarResNet
 
 GOLDEN = json.loads((ROOT / "tests/golden/native.json").read_text())
 BATCH = 20
@@ -166,7 +166,7 @@ def test_a_step_is_float64s(library, run, bound):
     network.statistics.pack(former, state.statistics)
     before = copy(state)
     model = reference(run, images, state, network)
-    logits = model.forward_head(model.forward_features(augmented(model, images, seen)))
+    logits = model.forward_head(model.features(augmented(model, images, seen)))
     labels = torch.from_numpy(images.labels[seen.index[0]]).long()
     loss = F.cross_entropy(logits, labels)
     loss.backward()
