@@ -1,10 +1,14 @@
 """A copy of the working tree as a repository of its own, with a tiny data set in the real format."""
 
+import copy
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import yaml
@@ -39,6 +43,13 @@ class Clone:
         self.dvc("commit", "--force", "download")
         self.save()
 
+    def copy(self, folder: Path) -> "Clone":
+        """Another one in the same state, for what narrows it or cannot be undone."""
+        shutil.copytree(self.folder, folder, symlinks=True)
+        other = copy.copy(self)
+        other.folder = folder
+        return other
+
     def compose(self, *overrides: str) -> None:
         compose_to(self.folder / "params.yaml", self.folder / "conf", *overrides)
 
@@ -63,7 +74,25 @@ class Clone:
         return self.run("dvc", *arguments).stdout
 
     def would_run(self) -> list[str]:
+        """The stages that `dvc repro` would run first; those behind them follow if what they leave is another."""
         return ran(self.dvc("repro", "--dry"))
+
+    def changed(self, stage: str) -> set[str]:
+        """The dependencies of a stage that are not what they were when it ran."""
+        found = json.loads(self.dvc("status", "--json", stage)).get(stage, [])
+        return {path for change in found for path in change.get("changed deps", {})}
+
+    @contextmanager
+    def edited(self, names: Iterable[str], text: str = "\n# an edit\n") -> Iterator[None]:
+        """Meanwhile, the files have ``text`` at their end."""
+        before = {self.folder / name: (self.folder / name).read_text() for name in names}
+        try:
+            for path, content in before.items():
+                path.write_text(content + text)
+            yield
+        finally:
+            for path, content in before.items():
+                path.write_text(content)
 
 
 def ran(output: str) -> list[str]:

@@ -5,8 +5,13 @@ import re
 import sys
 
 import pytest
+import yaml
 from clone import Clone, ran
 from conftest import ROOT
+from test_dependencies import DECIDING, NUMERICS
+
+PACKAGE = "src/resnet_cifar"
+CELL = "train@resnet-1-0"
 
 
 @pytest.fixture(scope="module")
@@ -14,9 +19,16 @@ def clone(tmp_path_factory) -> Clone:
     """After a first `dvc repro`."""
     made = Clone(tmp_path_factory.mktemp("clone"))
     output = made.dvc("repro")
-    assert ran(output) == ["preprocess", "train@resnet-1-0", "evaluate@resnet-1-0", "report"]
+    assert ran(output) == ["preprocess", CELL, "evaluate@resnet-1-0", "report"]
     made.save()
     return made
+
+
+@pytest.fixture
+def narrowed(clone):
+    """Parameters that a test sets, and afterwards those of the first run."""
+    yield clone.compose
+    clone.compose("model.n=1")
 
 
 def test_the_report_has_the_row(clone):
@@ -30,66 +42,76 @@ def test_a_second_repro_runs_nothing_and_leaves_git_clean(clone):
     assert clone.run("git", "status", "--porcelain").stdout == ""
 
 
-def test_style_reruns_the_report_alone(clone):
-    figures = clone.folder / "src/resnet_cifar/report/figures.py"
-    before = figures.read_text()
-    figures.write_text(before + "\n# a change of style\n")
-    try:
-        assert clone.would_run() == ["report"]
-    finally:
-        figures.write_text(before)
+def test_the_lock_has_a_hash_of_each_file_of_a_run(clone):
+    """So that git shows whether weights, curve or only the times are others."""
+    outs = yaml.safe_load((clone.folder / "dvc.lock").read_text())["stages"][CELL]["outs"]
+    names = ("history.csv", "run.json", "weights.safetensors")
+    assert sorted(out["path"] for out in outs) == [f"runs/resnet-1-0/{name}" for name in names]
+    assert len({out["md5"] for out in outs}) == 3
 
 
-def test_a_learning_rate_retrains_but_does_not_download(clone):
-    clone.compose("model.n=1", "train.lr=0.05")
-    try:
-        assert clone.would_run() == ["train@resnet-1-0", "report"]  # evaluation follows if the weights change
-    finally:
-        clone.compose("model.n=1")
-
-
-def test_how_training_is_shown_or_packed_retrains_nothing(clone):
-    changed = [clone.folder / f"src/resnet_cifar/{name}" for name in ("progress.py", "training/packing.py", "zoo.py")]
-    before = [path.read_text() for path in changed]
-    for path, text in zip(changed, before, strict=True):
-        path.write_text(text + "\n# a change\n")
-    try:
+def test_an_edit_that_changes_no_byte_makes_nothing_stale(clone):
+    """Messages, settings, progress, saved states, commands, other rooms: every file that decides nothing, all at once."""
+    deciding = set().union(*DECIDING.values())
+    files = [path.relative_to(ROOT / PACKAGE).as_posix() for path in (ROOT / PACKAGE).rglob("*.py")]
+    others = [name for name in files if name not in deciding]
+    assert {"errors.py", "settings.py", "training/session.py", "training/states.py", "commands/train.py"} <= set(others)
+    with clone.edited(f"{PACKAGE}/{name}" for name in others):
         assert clone.would_run() == []
-    finally:
-        for path, text in zip(changed, before, strict=True):
-            path.write_text(text)
 
 
-def test_a_mistake_in_the_parameters_stops_with_its_sentence_and_loses_nothing(clone):
+def test_an_edit_of_each_file_that_decides_bytes_makes_its_stage_stale(clone):
+    names = {stage: {f"{PACKAGE}/{name}" for name in DECIDING[stage]} for stage in DECIDING}
+    with clone.edited(sorted(set().union(*names.values()))):
+        assert clone.changed(CELL) == names["train"]
+        assert clone.changed("evaluate@resnet-1-0") == names["evaluate"]
+        assert clone.changed("preprocess") == names["preprocess"]
+        assert clone.changed("report") == names["report"]
+    assert len(names["train"]) == len(NUMERICS) > 15
+
+
+def test_style_reruns_the_report_alone(clone):
+    with clone.edited([f"{PACKAGE}/report/figures.py"]):
+        assert clone.would_run() == ["report"]
+
+
+def test_an_edit_of_one_deciding_file_retrains(clone):
+    with clone.edited([f"{PACKAGE}/numerics/protocol.py"]):
+        assert clone.would_run() == [CELL]  # evaluation and report follow if what comes out is another
+
+
+def test_a_learning_rate_retrains_but_does_not_download(clone, narrowed):
+    narrowed("model.n=1", "train.lr=0.05")
+    assert clone.would_run() == [CELL, "report"]  # evaluation follows if the weights change
+
+
+def test_a_mistake_in_the_parameters_stops_with_its_sentence_and_loses_nothing(clone, narrowed):
     report = clone.folder / "reports/metrics.md"
     before = report.read_text()
-    clone.compose("model.n=1", "train.seeds=[]")
-    try:
-        done = clone.run("dvc", "repro", check=False)
-        assert done.returncode != 0
-        assert "train.seeds: the list is empty" in done.stderr
-        assert "Traceback" not in done.stderr
-        assert report.read_text() == before
-    finally:
-        clone.compose("model.n=1")
+    narrowed("model.n=1", "train.seeds=[]")
+    done = clone.run("dvc", "repro", check=False)
+    assert done.returncode != 0
+    assert "train.seeds: the list is empty" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert report.read_text() == before
 
 
-def test_a_new_seed_trains_one_cell(clone):
-    clone.compose("model.n=1", "train.seeds=[0,1]")
-    assert ran(clone.dvc("repro")) == ["train@resnet-1-1", "evaluate@resnet-1-1", "report"]
-    assert list(json.loads((clone.folder / "reports/metrics.json").read_text())) == ["ResNet-8"]
-    clone.save()
+def test_another_seed_trains_one_cell(clone, tmp_path):
+    mine = clone.copy(tmp_path / "clone")
+    mine.compose("model.n=1", "train.seeds=[0,1]")
+    assert ran(mine.dvc("repro")) == ["train@resnet-1-1", "evaluate@resnet-1-1", "report"]
+    assert list(json.loads((mine.folder / "reports/metrics.json").read_text())) == ["ResNet-8"]
 
 
-def test_exp_run_with_another_depth_trains_that_network_alone(clone):
-    """`dvc exp run -S model.n=9`, last because it narrows the checkout."""
-    output = clone.dvc("exp", "run", "-S", "model.n=9")
+def test_exp_run_with_another_depth_trains_that_network_alone(clone, tmp_path):
+    """`dvc exp run -S model.n=9`, and the lines of the README that load a trained network: they reproduce its row."""
+    mine = clone.copy(tmp_path / "clone")
+    output = mine.dvc("exp", "run", "-S", "model.n=9")
     assert ran(output) == ["train@resnet-9-0", "evaluate@resnet-9-0", "report"]
-    metrics = json.loads((clone.folder / "reports/metrics.json").read_text())
+    metrics = json.loads((mine.folder / "reports/metrics.json").read_text())
     assert list(metrics) == ["ResNet-56"]
-    assert "853,018" in (clone.folder / "reports/metrics.md").read_text()
+    assert "853,018" in (mine.folder / "reports/metrics.md").read_text()
 
-    # The lines of the README that load a trained network reproduce its row.
     (lines,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    printed = clone.run(sys.executable, "-c", lines).stdout
+    printed = mine.run(sys.executable, "-c", lines).stdout
     assert float(printed) == metrics["ResNet-56"]["error_mean"]
