@@ -21,7 +21,7 @@ sys.path.insert(0, str(ROOT / "src"))
 
 import yaml
 
-from resnet_cifar import params
+from resnet_cifar import machine, params, settings
 from resnet_cifar.cells import Cell, run_files
 from resnet_cifar.errors import InputError, exit_with
 
@@ -31,27 +31,34 @@ examples:
   python benchmarks/determinism.py --iterations 2000     on a GPU 200 are over before all five are under way
   python benchmarks/determinism.py --against ../before   the same, and by the checkout in ../before
 
-It exits with 1 if a byte differs.
+It exits with 1 if a byte differs, if no two cells could be resumed, or if on a GPU no two were under way at once.
 """
 CELLS = ("resnet-3-0", "resnet-9-0", "resnet-3-1", "plain-3-0", "resnet-5-0")
+KILLS = 3
 
 
 class Bench:
-    """A folder with shortened parameters and a data set, in which ``stages/train.py`` of a checkout is run."""
+    """A folder with shortened parameters and a data set, in which ``stages/train.py`` of a checkout is run.
+
+    Attributes
+    ----------
+    together : int
+        The most cells of which a state was saved at the same moment: so many were under way at once.
+    """
 
     def __init__(self, folder: Path, data: Path, iterations: int) -> None:
-        self.folder, self.data = folder, data.resolve()
+        self.folder, self.data, self.together = folder, data.resolve(), 0
         study = params.load().model_dump()
         study["train"] |= {"iterations": iterations, "milestones": [iterations // 2], "eval_every": iterations // 2}
         study["train"]["warmup"] |= {"min_n": 5, "iterations": iterations // 4}
         (folder / "params.yaml").write_text(yaml.safe_dump(study))
 
-    def start(self, way: str, cells: list[Cell], checkout: Path, **settings: str) -> subprocess.Popen[bytes]:
+    def start(self, way: str, cells: list[Cell], checkout: Path = ROOT, **variables: str) -> subprocess.Popen[bytes]:
         """Train cells in a process of their own, into ``way``."""
         command = [sys.executable, str(checkout / "stages/train.py"), "--data", str(self.data)]
         command += ["--runs", way, "--scratch", f"{way}-scratch", "--cells", *map(str, cells)]
         with self._log(way).open("w") as log:
-            return subprocess.Popen(command, cwd=self.folder, env=os.environ | settings, stderr=log)
+            return subprocess.Popen(command, cwd=self.folder, env=os.environ | variables, stderr=log)
 
     def train(self, way: str, cells: list[Cell], checkout: Path = ROOT) -> None:
         """The same to its end."""
@@ -62,13 +69,20 @@ class Bench:
     def _log(self, way: str) -> Path:
         return self.folder / f"{way}.log"
 
-    def kill_and_resume(self, way: str, cells: list[Cell]) -> None:
-        """Kill the process as soon as a state is saved, and start it again."""
-        process = self.start(way, cells, ROOT, RESNET_CIFAR_SAVE_EVERY="0")
-        while process.poll() is None and not list(self.folder.glob(f"{way}-scratch/*/*.safetensors")):
-            time.sleep(0.001)
-        process.kill()
-        process.wait()
+    def kill_and_resume(self, way: str, cells: list[Cell], at_once: int) -> None:
+        """Kill the process as soon as ``at_once`` cells have a saved state, a new one among them; again; then go on."""
+        killed: set[str] = set()
+        for _ in range(min(KILLS, len(cells))):
+            process = self.start(way, cells, RESNET_CIFAR_SAVE_EVERY="0")
+            saved: set[str] = set()
+            while process.poll() is None and not (len(saved) >= at_once and saved - killed):
+                time.sleep(0.001)
+                saved = {path.parent.name for path in self.folder.glob(f"{way}-scratch/*/*.safetensors")}
+            if process.poll() is None:
+                killed |= saved
+                self.together = max(self.together, len(saved))
+            process.kill()
+            process.wait()
         self.train(way, cells)
 
     def digests(self, way: str, cells: list[Cell]) -> dict[Cell, str]:
@@ -77,9 +91,10 @@ class Bench:
         contents = {cell: each.weights.read_bytes() + each.history.read_bytes() for cell, each in files.items()}
         return {cell: hashlib.sha256(content).hexdigest() for cell, content in contents.items()}
 
-    def resumed(self, way: str, cells: list[Cell]) -> bool:
-        """Whether a cell was resumed."""
-        return any(json.loads(run_files(self.folder / way, cell).record.read_text())["resumed_at"] for cell in cells)
+    def resumed(self, way: str, cells: list[Cell]) -> list[Cell]:
+        """The cells that were resumed, as their records say."""
+        records = {cell: json.loads(run_files(self.folder / way, cell).record.read_text()) for cell in cells}
+        return [cell for cell in cells if records[cell]["resumed_at"]]
 
 
 def main() -> None:
@@ -99,6 +114,7 @@ def main() -> None:
     if args.against and not (args.against / "stages/train.py").exists():
         raise InputError(f"--against {args.against} has no stages/train.py; it should be a checkout of this project.")
     cells = [Cell.parse(name) for name in args.cells]
+    at_once = min(2, len(cells)) if machine.choose_device(settings.read().device).type == "cuda" else 1
     with TemporaryDirectory() as folder:
         bench = Bench(Path(folder), args.data, args.iterations)
 
@@ -110,7 +126,7 @@ def main() -> None:
             "alone": alone,
             "packed": lambda way: bench.train(way, cells),
             "reversed": lambda way: bench.train(way, cells[::-1]),
-            "resumed": lambda way: bench.kill_and_resume(way, cells),
+            "resumed": lambda way: bench.kill_and_resume(way, cells, at_once),
         }
         if args.against:
             ways["against"] = lambda way: bench.train(way, cells, args.against.resolve())
@@ -123,11 +139,13 @@ def main() -> None:
                 verdict = "" if digest == found["alone"][cell] else "  differs"
                 print(f"{way:10} {cell!s:12} {digest}{verdict}", flush=True)
             print(f"{way:10} {time.monotonic() - began:.0f} s", flush=True)
-        if not bench.resumed("resumed", cells):
-            raise InputError("nothing could be killed before it ended: more --iterations are needed.")
+        resumed = bench.resumed("resumed", cells)
+    print(f"{len(resumed)} cells were resumed; {bench.together} were under way at once")
     different = [way for way in found if found[way] != found["alone"]]
     if different:
         raise InputError(f"the bytes differ from those of cells trained alone: {', '.join(different)}.")
+    if len(resumed) < min(2, len(cells)) or bench.together < at_once:
+        raise InputError("too few cells could be killed before they ended: more --iterations are needed.")
     print(f"{len(cells)} cells, {len(found)} ways, the same bytes")
 
 

@@ -1,9 +1,9 @@
-"""Compare the training step with the usual PyTorch loop, side by side on this machine.
+"""Compare this project's ways to train with the usual PyTorch loop, side by side on this machine.
 
 The usual loop is a DataLoader with workers, torchvision's transforms and an eager network; here it computes in fp32,
-and once more under autocast. The rows take turns, so that a machine whose speed drifts drifts for all of them; a row's
-speed is the median of its turns. Bytes and FLOPs are those of an ideally fused step, given as the share of what this
-device was measured to copy and to multiply in the same precision.
+and once more under autocast where the device has bf16. The rows take turns, so that a machine whose speed drifts drifts
+for all of them; a row's speed is the median of its turns. Bytes and FLOPs are those of an ideally fused step, given as
+the share of what this device was measured to copy and to multiply in the same precision.
 """
 
 import argparse
@@ -22,18 +22,26 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 import torch
 import torch.nn.functional as F
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
 from torchvision.transforms import v2
 
-from resnet_cifar import machine, params
+from resnet_cifar import dataset, machine, params, settings
 from resnet_cifar.cells import Cell
-from resnet_cifar.dataset import Split
 from resnet_cifar.errors import exit_with
-from resnet_cifar.models import WIDTHS, CifarResNet, initialize
-from resnet_cifar.training.engine import EagerEngine, GraphEngine
-from resnet_cifar.training.protocol import Recipe
-from resnet_cifar.training.runs import Session
-from resnet_cifar.training.step import TrainState
+from resnet_cifar.native.engine import NativeEngine
+from resnet_cifar.numerics import determinism
+from resnet_cifar.numerics.batches import BatchStream
+from resnet_cifar.numerics.data import Dataset, Split
+from resnet_cifar.numerics.eager import EagerEngine
+from resnet_cifar.numerics.engine import Engine, Turn
+from resnet_cifar.numerics.graph import GraphEngine
+from resnet_cifar.numerics.initialization import initialize
+from resnet_cifar.numerics.models import WIDTHS, Architecture, CifarResNet
+from resnet_cifar.numerics.network import DTYPES
+from resnet_cifar.numerics.protocol import Recipe, learning_rates
+from resnet_cifar.progress import say
+from resnet_cifar.training.engines import Computer
 
 ITERATIONS = 64_000
 PACKS = (1, 2, 5, 10, 20)
@@ -53,6 +61,7 @@ class Way:
     name: str
     precision: str
     networks: int
+    threads: int
     run: Callable[[int], None]
     seconds: list[float] = dataclasses.field(default_factory=list)
 
@@ -65,7 +74,7 @@ class Way:
 # ---- The usual loop --------------------------------------------------------------------------------------------
 
 
-class Images(Dataset):
+class Images(TorchDataset):
     """Augmented images and labels one by one, as torchvision's users load them."""
 
     def __init__(self, split: Split, mean: list[float], std: list[float]) -> None:
@@ -90,8 +99,8 @@ def _endless(loader: DataLoader) -> Iterator[list[torch.Tensor]]:
 class UsualLoop:
     """Epoch after epoch of a DataLoader; forward, loss, backward, ``torch.optim.SGD``; the loss read every step."""
 
-    def __init__(self, recipe: Recipe, session: Session, autocast: bool) -> None:
-        data, self.device = session.dataset, session.device
+    def __init__(self, recipe: Recipe, data: Dataset, computer: Computer, autocast: bool) -> None:
+        self.computer, self.device = computer, computer.device
         mean, std = (tensor.flatten().tolist() for tensor in data.normalization("channel"))
         on_gpu = self.device.type == "cuda"
         self.loader = DataLoader(
@@ -104,17 +113,16 @@ class UsualLoop:
             persistent_workers=True,
         )
         self.batches = _endless(self.loader)
-        self.model = CifarResNet(recipe.architecture)
-        initialize(self.model, torch.Generator().manual_seed(recipe.seed))
+        self.model = CifarResNet(Architecture(recipe.net, recipe.n, recipe.shortcut))
+        initialize(self.model, recipe.seed)
         self.model.to(self.device).train()
         self.optimizer = torch.optim.SGD(
             self.model.parameters(), recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay
         )
-        half = machine.DTYPES[session.precision]
-        self.autocast = torch.autocast(self.device.type, half) if autocast else nullcontext()
+        self.autocast = torch.autocast(self.device.type, torch.bfloat16) if autocast else nullcontext()
 
     def __call__(self, count: int) -> None:
-        with _defaults():
+        with _defaults(self.computer):
             for _ in range(count):
                 images, labels = (tensor.to(self.device, non_blocking=True) for tensor in next(self.batches))
                 with self.autocast:
@@ -126,65 +134,65 @@ class UsualLoop:
 
 
 @contextmanager
-def _defaults() -> Iterator[None]:
+def _defaults(computer: Computer) -> Iterator[None]:
     """What people run with: any algorithm, the fastest by trial, and TF32."""
     torch.use_deterministic_algorithms(False)
     torch.backends.cudnn.benchmark = torch.backends.cudnn.allow_tf32 = True
     try:
         yield
     finally:
-        machine.configure()
+        determinism.configure(computer.device, computer.threads)
 
 
-# ---- The step --------------------------------------------------------------------------------------------------
+# ---- This project's ways ---------------------------------------------------------------------------------------
 
 
-def together(engines: list[EagerEngine | GraphEngine]) -> Callable[[int], None]:
+def together(engines: list[Engine], recipe: Recipe, data: Dataset) -> Callable[[int], None]:
     """Advance all engines by so many iterations, in turns, and wait for them."""
 
+    def advance(engine: Engine, count: int) -> Iterator[Turn]:
+        stream = BatchStream(recipe.seed, len(data.train), recipe.batch_size)
+        for start in range(0, count, engine.stretch):
+            steps = min(engine.stretch, count - start)
+            yield from engine.steps(stream.rows(start, steps), learning_rates(recipe, start, steps))
+
     def run(count: int) -> None:
-        for engine in engines:
-            engine.state.iteration.zero_()  # batches are drawn for one run; which ones they are costs the same
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()  # the engines' streams do not wait for this one
-        done = 0
-        while done < count:
-            chunk = min(engines[0].chunk, count - done)
-            for engine in engines:
-                engine.steps(chunk)
-            done += chunk
-        for engine in engines:
-            engine.wait()
+        active = [advance(engine, count) for engine in engines]
+        while active:
+            active = [turns for turns in active if next(turns, None)]
 
     return run
 
 
-def ways(session: Session, cell: Cell) -> list[Way]:
+def ways(recipe: Recipe, data: Dataset, computer: Computer) -> list[Way]:
     """All ways that this device has, made ready."""
-    recipe, precision = dataclasses.replace(session.recipe(cell), iterations=ITERATIONS), session.precision
-
-    def state() -> TrainState:
-        return TrainState(recipe, session.dataset, session.params.train.eval_every)
-
-    made = [Way(USUAL, "fp32", 1, UsualLoop(recipe, session, autocast=False))]
-    if precision != "fp32":
-        made.append(Way("usual loop, autocast", precision, 1, UsualLoop(recipe, session, autocast=True)))
-    made.append(Way("this step, eager", precision, 1, together([EagerEngine(state())])))
-    if session.device.type == "cuda":
-        made += packed(precision, lambda: GraphEngine(state(), torch.cuda.Stream(session.device)))
+    device, threads, precision = computer.device, computer.threads, computer.precision(recipe)
+    made = [Way(USUAL, "fp32", 1, threads, UsualLoop(recipe, data, computer, autocast=False))]
+    if machine.has_precision("bf16", device):
+        made.append(Way("usual loop, autocast", "bf16", 1, threads, UsualLoop(recipe, data, computer, autocast=True)))
+    eager = EagerEngine(recipe, data, precision)
+    made.append(Way("this step, eager", precision, 1, threads, together([eager], recipe, data)))
+    if computer.native:
+        for count in sorted({1, threads}):
+            native = NativeEngine(recipe, data, computer.native, count)
+            made.append(Way("native engine", "fp32", 1, count, together([native], recipe, data)))
+    if device.type == "cuda":
+        made += packed(recipe, data, computer)
     return made
 
 
-def packed(precision: str, engine: Callable[[], GraphEngine]) -> Iterator[Way]:
+def packed(recipe: Recipe, data: Dataset, computer: Computer) -> Iterator[Way]:
     """As many at once as the device has memory for."""
-    graphs: list[GraphEngine] = []
+    graphs: list[Engine] = []
+    precision = computer.precision(recipe)
     for count in PACKS:
         try:
-            graphs += [engine() for _ in range(count - len(graphs))]
-        except torch.OutOfMemoryError:
+            while len(graphs) < count:
+                graphs.append(GraphEngine(recipe, data, precision, torch.cuda.Stream(computer.device)))
+        except (torch.OutOfMemoryError, torch.AcceleratorError):
             print(f"no memory for {count} at once", file=sys.stderr)
             return
-        yield Way("this step, graph", precision, count, together(graphs[:count]))
+        yield Way("this step, graph", precision, count, computer.threads, together(graphs[:count], recipe, data))
 
 
 def measure(made: list[Way], seconds: float) -> None:
@@ -256,36 +264,41 @@ def _fastest(work: Callable[[], object], device: torch.device) -> float:
 # ---- The table -------------------------------------------------------------------------------------------------
 
 
-def rows(session: Session, n: int, seconds: float) -> Iterator[dict[str, object]]:
+def rows(recipe: Recipe, data: Dataset, computer: Computer, seconds: float) -> Iterator[dict[str, object]]:
     """Measure one depth; a row a way."""
-    cell = Cell("resnet", n, 0)
-    made = ways(session, cell)
+    made = ways(recipe, data, computer)
     measure(made, seconds)
     usual = made[0].seconds_per_iteration
-    bandwidth = copy_bandwidth(session.device)
-    batch_size, kind = session.params.train.batch_size, machine.describe(session.device)
+    bandwidth = copy_bandwidth(computer.device)
     for way in made:
-        dtype = machine.DTYPES[way.precision]
+        dtype = DTYPES[way.precision]
         each = way.seconds_per_iteration
         yield {
             "date": datetime.now(UTC).date().isoformat(),
-            **{key: kind[key] for key in ("device", "threads", "torch")},
-            "network": cell.network,
+            "device": machine.device_name(computer.device),
+            "threads": way.threads,
+            "torch": torch.__version__,
+            "network": Cell(recipe.net, recipe.n, recipe.seed).network,
             "way": way.name,
             "precision": way.precision,
             "networks_at_once": way.networks,
-            "images_per_second": round(batch_size / each, 1),
+            "images_per_second": round(recipe.batch_size / each, 1),
             "seconds_per_64k_iterations": round(ITERATIONS * each, 1),
             "times_the_usual_loop": round(usual / each, 2),
-            "percent_of_copy_bandwidth": round(100 * traffic(n, batch_size, dtype.itemsize) / each / bandwidth, 1),
-            "percent_of_matrix_rate": round(100 * flops(n, batch_size) / each / matrix_rate(session.device, dtype), 1),
+            "percent_of_copy_bandwidth": round(
+                100 * traffic(recipe.n, recipe.batch_size, dtype.itemsize) / each / bandwidth, 1
+            ),
+            "percent_of_matrix_rate": round(
+                100 * flops(recipe.n, recipe.batch_size) / each / matrix_rate(computer.device, dtype), 1
+            ),
         }
 
 
 def line(row: dict[str, object]) -> str:
     """A row for people."""
     return (
-        f"{row['network']}  {row['way']:22} {row['precision']:5} {row['networks_at_once']:2} at once  "
+        f"{row['network']}  {row['way']:22} {row['precision']:5} {row['threads']:2} threads  "
+        f"{row['networks_at_once']:2} at once  "
         f"{row['images_per_second']:>10,.0f} images/s  "
         f"{row['seconds_per_64k_iterations']:>9,.0f} s for {ITERATIONS:,} iterations  "
         f"{row['times_the_usual_loop']:6.2f} x the usual loop  "
@@ -302,14 +315,18 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=10.0, help="of a turn (default: 10; on a GPU 2 are enough)")
     args = parser.parse_args()
 
-    session = Session(params.load(), args.data, Path("runs"), Path("scratch"))
+    study = params.load()
+    computer = Computer(settings.read(), say)
+    data = dataset.load(args.data).to(computer.device)
     new = not args.out.exists()
     with args.out.open("a", newline="") as file:
         table = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         if new:
             table.writeheader()
         for n in args.n:
-            for row in rows(session, n, args.seconds):
+            # At a small rate, so that no way ends early because its loss is not finite; the work is the same.
+            recipe = dataclasses.replace(study.recipe(Cell("resnet", n, 0)), lr=0.001)
+            for row in rows(recipe, data, computer, args.seconds):
                 table.writerow(row)
                 print(line(row), flush=True)
 

@@ -149,7 +149,7 @@ def write_tiny_dataset(path: Path, validation: int = 0) -> Path:
 def make_session(
     study: Study, data: Path, folder: Path, say: Callable[[str], None] = lambda _: None, **changes: object
 ) -> Session:
-    """A session with the folders ``runs`` and ``scratch`` in ``folder``; ``changes`` are to what the environment says."""
+    """A session with the folders ``runs`` and ``scratch`` in ``folder``; ``changes`` are to the settings."""
     chosen = dataclasses.replace(settings.read(), **changes)
     return Session(study, data, folder / "runs", folder / "scratch", chosen, say)
 

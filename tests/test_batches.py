@@ -46,7 +46,7 @@ def test_an_image_is_cropped_and_mirrored_anew_in_each_epoch():
 
 @pytest.mark.parametrize("stretch", [1, 3, 7, 40])
 def test_rows_do_not_depend_on_how_they_are_asked_for(stretch):
-    """In stretches, and with a stream of its own for each as after an interruption; batches over two borders included."""
+    """In stretches, and with a stream of its own for each as after an interruption; some go over two borders."""
     whole = BatchStream(seed=0, images=10, batch_size=8)
     expected = joined([whole.rows(0, 42)])
     starts = [(start, min(stretch, 42 - start)) for start in range(0, 42, stretch)]

@@ -1,6 +1,7 @@
 """The benchmarks run here and print what they say; what they print is measured elsewhere."""
 
 import csv
+import os
 import runpy
 import shutil
 import subprocess
@@ -8,7 +9,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import ROOT, write_tiny_dataset
+
+from resnet_cifar import machine
+from resnet_cifar.report import speed
 
 
 @pytest.fixture(scope="module")
@@ -21,22 +26,43 @@ def folder(compose, tmp_path_factory) -> Path:
 
 
 def run(folder: Path, name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """From a checkout's own code: without PYTHONPATH."""
     command = [sys.executable, str(ROOT / "benchmarks" / name), *arguments]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
 
 
 def test_throughput_appends_a_row_for_each_way(folder):
+    """Without the native engine; the table is what the report reads."""
     table = (ROOT / "benchmarks/throughput.csv").read_text().splitlines()
     (folder / "table.csv").write_text(table[0] + "\n")
-    done = run(folder, "throughput.py", "--n", "3", "--seconds", "0", "--out", "table.csv")
+    done = run(folder, "throughput.py", "--n", "1", "--seconds", "0", "--out", "table.csv")
     assert done.returncode == 0, done.stderr
     rows = list(csv.DictReader((folder / "table.csv").open()))
-    assert [row["way"] for row in rows] == ["usual loop, fp32", "this step, eager"]
+    autocast = ["usual loop, autocast"] if machine.has_precision("bf16", torch.device("cpu")) else []
+    assert [row["way"] for row in rows] == ["usual loop, fp32", *autocast, "this step, eager"]
     for row in rows:
         seconds = float(row["seconds_per_64k_iterations"]) / 64_000
         assert float(row["images_per_second"]) == pytest.approx(16 / seconds, rel=0.01)
     assert float(rows[0]["times_the_usual_loop"]) == 1
     assert None not in rows[0]
+    assert len(speed.load(folder / "table.csv")) == len(rows)
+    assert done.stdout.count("images/s") == len(rows)
+
+
+def test_a_way_advances_every_network_by_so_many_iterations(tiny_recipe, tiny_dataset):
+    """Two engines of other stretches in turns: they end with the bytes of five steps alone."""
+    throughput = runpy.run_path(str(ROOT / "benchmarks/throughput.py"))
+    engines = [
+        type("Stretched", (throughput["EagerEngine"],), {"stretch": stretch})(tiny_recipe, tiny_dataset, "fp32")
+        for stretch in (1, 3, 5)
+    ]
+    throughput["together"](engines[:2], tiny_recipe, tiny_dataset)(5)
+    throughput["together"](engines[2:], tiny_recipe, tiny_dataset)(5)
+    states = [engine.tensors() for engine in engines]
+    assert all(torch.equal(states[0][name], other[name]) for name in states[0] for other in states[1:])
+    fresh = throughput["EagerEngine"](tiny_recipe, tiny_dataset, "fp32").tensors()
+    assert not torch.equal(states[0]["weights"], fresh["weights"])
 
 
 def test_the_limits_are_those_of_the_network():
@@ -51,12 +77,13 @@ def test_a_difference_is_found_and_named(folder, tmp_path):
     other = tmp_path / "other"
     for name in ("src", "stages"):
         shutil.copytree(ROOT / name, other / name)
-    protocol = other / "src/resnet_cifar/training/protocol.py"
-    text = protocol.read_text()
-    protocol.write_text(text.replace("alpha=recipe.weight_decay", "alpha=2 * recipe.weight_decay"))
-    assert protocol.read_text() != text
-    done = run(folder, "determinism.py", "--cells", "resnet-1-0", "--iterations", "30", "--against", str(other))
+    network = other / "src/resnet_cifar/numerics/network.py"
+    text = network.read_text()
+    network.write_text(text.replace("alpha=recipe.weight_decay", "alpha=2 * recipe.weight_decay"))
+    assert network.read_text() != text
+    done = run(folder, "determinism.py", "--cells", "resnet-1-0", "--iterations", "10", "--against", str(other))
     assert done.returncode == 1
     ways = [line.split()[0] for line in done.stdout.splitlines() if "resnet-1-0" in line and "differs" not in line]
     assert ways == ["alone", "packed", "reversed", "resumed"]
+    assert "1 cells were resumed; 1 were under way at once" in done.stdout
     assert done.stderr == "error: the bytes differ from those of cells trained alone: against.\n"

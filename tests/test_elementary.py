@@ -8,8 +8,8 @@ import pytest
 from resnet_cifar.numerics.elementary import exp, log
 
 # Three roundings make a result (of exp: the rest, the last product, the last sum; of log: the sum, the quotient, the
-# product), each of half a unit or, where the result's first digits are smaller than the operand's, of a whole one; those
-# before them count for little. The system's may be one away itself, but never was where the others added up.
+# product), each of half a unit or, where the result's first digits are smaller than the operand's, of a whole one;
+# those before them count for little. The system's may be one away itself, but never was where the others added up.
 UNITS = 3
 
 

@@ -44,7 +44,10 @@ def test_a_device_that_is_not_there_is_an_error_with_those_that_are(gpus, given)
 @pytest.mark.parametrize(
     ("error", "reason"),
     [
-        (RuntimeError("The NVIDIA driver on your system is too old (found version 12000).\nSee"), "found version 12000)"),
+        (
+            RuntimeError("The NVIDIA driver is too old (found version 12000).\nSee"),
+            "The NVIDIA driver is too old (found",
+        ),
         (AssertionError("Torch not compiled with CUDA enabled"), "Torch not compiled with CUDA enabled"),
         (None, "torch sees no GPU"),
     ],
@@ -60,8 +63,7 @@ def test_a_gpu_that_was_asked_for_and_cannot_be_used_is_an_error_with_its_reason
     monkeypatch.setattr(torch.cuda, "init", init)
     with pytest.raises(InputError, match="RESNET_CIFAR_DEVICE is 'cuda'; this machine has cpu") as caught:
         machine.choose_device("cuda")
-    assert f"({'The NVIDIA driver' if 'found' in reason else reason}" in str(caught.value)
-    assert reason in str(caught.value)
+    assert f"({reason}" in str(caught.value)
     assert "\n" not in str(caught.value)
 
 

@@ -51,7 +51,7 @@ def test_the_lock_has_a_hash_of_each_file_of_a_run(clone):
 
 
 def test_an_edit_that_changes_no_byte_makes_nothing_stale(clone):
-    """Messages, settings, progress, saved states, commands, other rooms: every file that decides nothing, all at once."""
+    """Messages, settings, progress, saved states, commands: every file that decides nothing, all at once."""
     deciding = set().union(*DECIDING.values())
     files = [path.relative_to(ROOT / PACKAGE).as_posix() for path in (ROOT / PACKAGE).rglob("*.py")]
     others = [name for name in files if name not in deciding]

@@ -1,4 +1,4 @@
-"""The random numbers of a run against PCG64 written down with Python's integers, their distribution, and golden hashes."""
+"""The random numbers of a run against PCG64 in Python's integers, their distribution, and golden hashes."""
 
 import hashlib
 import itertools
@@ -16,7 +16,7 @@ from resnet_cifar.numerics.randomness import epoch, normals
 from resnet_cifar.numerics.weights import digest
 from resnet_cifar.params import Cells
 
-# ---- A second implementation, slow and plain: O'Neill 2014, "PCG", and the seed sequence that NumPy documents as fixed.
+# ---- A second implementation, slow and plain: O'Neill 2014, "PCG", and the seed sequence that NumPy keeps fixed.
 
 MASK_32, MASK_64, MASK_128 = 2**32 - 1, 2**64 - 1, 2**128 - 1
 MULTIPLIER = 0x2360ED051FC65DA44385DF649FCCF645

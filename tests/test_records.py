@@ -74,7 +74,7 @@ def test_reading_is_strict(tmp_path, change):
     change(values)
     files = RunFiles(tmp_path)
     files.record.write_text(json.dumps(values))
-    with pytest.raises(RecordError, match="its run.json is not a record of a run"):
+    with pytest.raises(RecordError, match=r"its run.json is not a record of a run"):
         record.read(files)
 
 
@@ -126,7 +126,7 @@ def test_damaged_and_altered_files_are_named(files):
         record.read(files)
     files.history.write_bytes(history)
     files.weights.write_bytes(weights[:-1])
-    with pytest.raises(RecordError, match="its weights.safetensors is damaged"):
+    with pytest.raises(RecordError, match=r"its weights.safetensors is damaged"):
         record.read(files)
     files.weights.write_bytes(weights)
     state = load_file(files.weights)
@@ -135,12 +135,12 @@ def test_damaged_and_altered_files_are_named(files):
     with pytest.raises(RecordError, match=r"its weights.safetensors has the digest"):
         record.read(files)
     files.record.write_text("{")
-    with pytest.raises(RecordError, match="its run.json is not a record of a run"):
+    with pytest.raises(RecordError, match=r"its run.json is not a record of a run"):
         record.read(files)
     files.weights.unlink()
     files.weights.mkdir()
     files.record.write_bytes(MADE.content())
-    with pytest.raises(RecordError, match="its files cannot be read|is damaged"):
+    with pytest.raises(RecordError, match=r"its files cannot be read|is damaged"):
         record.read(files)
 
 

@@ -23,7 +23,6 @@ from resnet_cifar.native.library import Unavailable
 from resnet_cifar.numerics.weights import digest, serialize
 from resnet_cifar.results import Evaluator, ResultError
 from resnet_cifar.training.engines import Computer, native_arithmetic
-from resnet_cifar.training.session import Session
 from resnet_cifar.training.train import train_cells
 
 CELL = Cell("resnet", 1, 0)
@@ -137,14 +136,14 @@ def test_a_run_that_is_not_what_its_record_says_is_refused(session, trained, tin
 
 
 @pytest.fixture
-def native(session, tiny_data, monkeypatch) -> list[int]:
+def native(session, monkeypatch) -> list[int]:
     """A run whose record says that the native engine made it; calls of the engine's evaluation are noted."""
     with monkeypatch.context() as patched:
         patched.setattr(Computer, "arithmetic", lambda *_: native_arithmetic())
         train_cells(session, [CELL], silent)
     calls: list[int] = []
 
-    def compute_logits(library: object, threads: int, model: object, split: object) -> np.ndarray:
+    def compute_logits(_library: object, _threads: int, _model: object, split: object) -> np.ndarray:
         calls.append(len(split))
         return np.zeros((len(split), 10), np.float32)
 
@@ -153,7 +152,7 @@ def native(session, tiny_data, monkeypatch) -> list[int]:
 
 
 def loads(monkeypatch, library: object) -> None:
-    def load(name: str | None, _: object) -> object:
+    def load(*_: object) -> object:
         if isinstance(library, Exception):
             raise library
         return library
@@ -170,7 +169,7 @@ def test_the_native_engine_evaluates_what_it_trained(session, native, tiny_data,
 
 @pytest.mark.parametrize(
     ("library", "simd", "reason"),
-    [(Unavailable("there is no compiler"), None, "there is no compiler"), (None, "none", "RESNET_CIFAR_SIMD is 'none'")],
+    [(Unavailable("no compiler"), None, "no compiler"), (None, "none", "RESNET_CIFAR_SIMD is 'none'")],
 )
 def test_nothing_else_evaluates_it(session, native, tiny_data, folder, monkeypatch, library, simd, reason):
     loads(monkeypatch, library)
@@ -180,8 +179,8 @@ def test_nothing_else_evaluates_it(session, native, tiny_data, folder, monkeypat
     assert not folder.exists()
 
 
-def test_torch_evaluates_what_it_trained(session, native, trained, tiny_data, folder, monkeypatch):
-    """Though the native engine could."""
+def test_torch_evaluates_what_it_trained(session, native, tiny_data, folder, monkeypatch):
+    """Though the native engine could, and trained it before."""
     train_cells(session, [CELL], silent)
     loads(monkeypatch, SimpleNamespace(set="avx2"))
     result = evaluator(tiny_data, simd=None).evaluate(CELL, session.runs, folder)
@@ -189,7 +188,8 @@ def test_torch_evaluates_what_it_trained(session, native, trained, tiny_data, fo
     assert native == []
 
 
-def test_weights_without_a_record_are_evaluated_by_what_there_is(session, native, tiny_data, folder, monkeypatch):
+@pytest.mark.usefixtures("native")
+def test_weights_without_a_record_are_evaluated_by_what_there_is(session, tiny_data, folder, monkeypatch):
     files = run_files(session.runs, CELL)
     files.record.unlink()
     assert evaluator(tiny_data).evaluate(CELL, session.runs, folder).arithmetic.engine == "eager"
@@ -202,6 +202,7 @@ def test_weights_without_a_record_are_evaluated_by_what_there_is(session, native
 
 @pytest.fixture
 def evaluated(session, trained, tiny_data, folder) -> Path:
+    assert trained.folder.parent == session.runs
     evaluator(tiny_data).evaluate(CELL, session.runs, folder)
     return folder / CELL.name
 
@@ -238,7 +239,7 @@ def test_altered_and_damaged_files_are_named(evaluated, folder):
 # ---- The command
 
 
-def test_the_stage_reports_and_fails_in_one_line(session: Session, trained, tiny_data, tmp_path):
+def test_the_stage_reports_and_fails_in_one_line(trained, tiny_data, tmp_path):
     """From another folder: the script finds its own checkout's code."""
     assert trained.folder == tmp_path / "runs" / CELL.name
     command = [sys.executable, str(ROOT / "stages/evaluate.py"), "--data", str(tiny_data), "--cells"]

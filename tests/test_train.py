@@ -21,7 +21,6 @@ from resnet_cifar.commands.train import main
 from resnet_cifar.errors import InputError
 from resnet_cifar.files import sha256
 from resnet_cifar.numerics.eager import EagerEngine
-from resnet_cifar.numerics.engine import Outcome
 from resnet_cifar.training import record, train
 from resnet_cifar.training.cell_run import CellRun
 from resnet_cifar.training.engines import Computer, native_arithmetic
@@ -408,7 +407,7 @@ def test_progress_counts_what_this_process_did(session, shown):
 
 @pytest.mark.parametrize("where", ["begin", "training", "files"])
 def test_progress_goes_to_the_end_without_the_cells_that_failed(session, shown, monkeypatch, request, where):
-    """Cells one after another, the one that fails in the middle or first: its iterations that are not done leave the sum."""
+    """Cells one after another, of which the first fails: what is not done of it leaves the sum."""
     if where == "begin":
         monkeypatch.setattr("resnet_cifar.training.engines.EagerEngine", Small)
         cells, total = [LARGE, SMALL], 6
@@ -521,7 +520,7 @@ def test_ctrl_c_during_the_imports_shows_no_traceback(checkout):
 
 @pytest.fixture
 def command(checkout, monkeypatch, capsys):
-    """The command in this process: what it exits with, which is its line on stderr, and the signals' handlers put back."""
+    """The command in this process: gives what it exits with, its line on stderr; handlers of signals are put back."""
     monkeypatch.chdir(checkout)
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 

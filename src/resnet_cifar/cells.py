@@ -29,7 +29,8 @@ class Cell:
         InputError
             If the name is not NET-N-SEED with NET resnet or plain, N at least 1 and SEED from 0 to 2^32 - 1.
         """
-        match = re.fullmatch(rf"({'|'.join(NETS)})-([1-9][0-9]{{0,8}})-(0|[1-9][0-9]{{0,9}})", name)
+        # Python's int reads 4,300 digits.
+        match = re.fullmatch(rf"({'|'.join(NETS)})-([1-9][0-9]{{0,4299}})-(0|[1-9][0-9]{{0,9}})", name)
         if not match or int(match[3]) >= SEEDS:
             raise InputError(f"{name!r} is not a cell: cells are written NET-N-SEED, as in resnet-3-0 or plain-9-4.")
         return cls(match[1], int(match[2]), int(match[3]))

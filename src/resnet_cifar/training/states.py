@@ -6,6 +6,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialize
 from torch import Tensor
@@ -107,8 +108,11 @@ def _digest(note: str, tensors: dict[str, Tensor]) -> str:
 def _fits(tensors: dict[str, Tensor], run: Run) -> bool:
     """Whether these are the tensors of such a run, as far as names, shapes and types say."""
     expected, _ = run.saved()
-    layouts = [{name: (x.shape, x.dtype) for name, x in each.items() if name != "losses"} for each in (tensors, expected)]
-    return layouts[0] == layouts[1]
+
+    def layout(of: dict[str, Tensor]) -> dict[str, tuple[torch.Size, torch.dtype]]:
+        return {name: (tensor.shape, tensor.dtype) for name, tensor in of.items() if name != "losses"}
+
+    return layout(tensors) == layout(expected)
 
 
 def _short_name(identity: str) -> str:
