@@ -36,14 +36,6 @@ COMMAND = [sys.executable, "-m", "resnet_cifar.commands.cli", "sweep"]
 FILES = ("weights.safetensors", "history.csv")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _torch_trains() -> Iterator[None]:
-    """The native engine takes a minute to compile where it is new."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RESNET_CIFAR_SIMD", "none")
-        yield
-
-
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory) -> Clone:
     """A clone with its data set, and in `expected` the runs that plain training gives."""

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import dvc
@@ -37,14 +37,6 @@ from resnet_cifar.training.engines import native_arithmetic
 CELLS = [Cell("resnet", 1, 0), Cell("resnet", 1, 1)]
 STUDY = ["model.n=1", "train.seeds=[0,1]"]
 COMMAND = [sys.executable, "-m", "resnet_cifar.commands.cli", "sweep"]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _torch_trains() -> Iterator[None]:
-    """The native engine takes a minute to compile where it is new; records that name it are made by hand."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RESNET_CIFAR_SIMD", "none")
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -306,8 +298,9 @@ def test_a_new_parameter_at_its_default_trains_nothing_again(clone):
     assert changed() == set()
 
 
-def test_refuses_to_record_when_the_checkout_has_changed(clone):
-    forget(runs=False)
+def test_refuses_to_record_when_the_checkout_has_changed(clone, tmp_path):
+    shutil.copytree("runs", tmp_path / "elsewhere")
+    forget(run_cache=True)
 
     def say(line: str) -> None:
         if "recorded, 1 of 2" in line:
@@ -315,7 +308,7 @@ def test_refuses_to_record_when_the_checkout_has_changed(clone):
                 file.write("# a change\n")
 
     with pytest.raises(InputError, match="the code, the parameters or the data changed"):
-        run.train(settings.read(), say)
+        run.record_from(tmp_path / "elsewhere", say)
     clone.run("git", "checkout", "stages/train.py")
     assert changed() == {"train@resnet-1-1"}
 
@@ -323,15 +316,15 @@ def test_refuses_to_record_when_the_checkout_has_changed(clone):
 @pytest.mark.usefixtures("clone", "no_training")
 def test_a_cell_that_cannot_be_recorded_stops_no_other_and_is_recorded_by_the_next_sweep(said, monkeypatch):
     forget(runs=False)
-    record = Ledger.record
+    save = PipelineStage.save
 
-    def full_for_one(ledger: Ledger, cell: Cell) -> None:
-        if cell == CELLS[0]:
+    def full_for_one(stage: PipelineStage) -> None:
+        if stage.name == "train@resnet-1-0":
             raise OSError(errno.ENOSPC, "No space left on device")
-        record(ledger, cell)
+        save(stage)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Ledger, "record", full_for_one)
+        patch.setattr(PipelineStage, "save", full_for_one)
         with pytest.raises(
             InputError,
             match=r"^1 of 2 cells recorded; resnet-1-0: trained but not recorded \(No space left on device\); it stays",
@@ -340,6 +333,28 @@ def test_a_cell_that_cannot_be_recorded_stops_no_other_and_is_recorded_by_the_ne
     assert changed() == {"train@resnet-1-0"}
     train(said)
     assert "resnet-1-0: recorded, 1 of 1" in said
+    assert changed() == set()
+
+
+@pytest.mark.usefixtures("clone")
+def test_where_dvc_takes_long_cells_are_recorded_together(said, tmp_path, monkeypatch):
+    shutil.copytree("runs", tmp_path / "elsewhere")
+    forget(run_cache=True)
+    calls = []
+    record = Ledger.record
+
+    def noted(ledger: Ledger, cells: list[Cell]) -> dict[Cell, Exception]:
+        calls.append(list(cells))
+        return record(ledger, cells)
+
+    monkeypatch.setattr(run, "QUICK", 0.0)
+    monkeypatch.setattr(Ledger, "record", noted)
+    sweep = run.Sweep(said.append)
+    for cell in CELLS:
+        assert sweep.take(cell, run_files(tmp_path / "elsewhere", cell)) is None
+    assert calls == [[CELLS[0]]]
+    assert sweep.end() == []
+    assert calls == [[CELLS[0]], [CELLS[1]]]
     assert changed() == set()
 
 
@@ -431,8 +446,11 @@ def test_another_checkouts_command_is_refused(said, monkeypatch, tmp_path):
 
 
 def test_without_ray_or_dvc_the_command_says_so(said, monkeypatch):
+    import resnet_cifar.sweep
+
     monkeypatch.setitem(sys.modules, "ray", None)
     monkeypatch.delitem(sys.modules, "resnet_cifar.sweep.cluster", raising=False)
+    monkeypatch.delattr(resnet_cifar.sweep, "cluster", raising=False)
     with pytest.raises(InputError, match=r"^ray is not installed: .*resnet-cifar\[ray\]"):
         run.train(settings.read(), said.append, on_ray=True)
     code = "import sys; sys.modules['dvc'] = None; sys.argv[1:] = ['sweep', '--dry']\n"

@@ -37,7 +37,7 @@ def train(
     cells: list[Cell],
     on: list[str],
     has_run: Callable[[Cell], bool],
-    record: Callable[[Cell], str | None],
+    record: Callable[[Cell], None],
     say: Callable[[str], None],
     lock: int,
 ) -> list[str]:
@@ -52,7 +52,7 @@ def train(
     has_run : callable
         Whether a cell's finished run is there.
     record : callable
-        Called once for each cell that is; returns why it cannot be recorded, or None.
+        Called once for each cell that is.
     say : callable
         Gets the processes' lines.
     lock : int
@@ -71,14 +71,13 @@ def train(
     SCRATCH.mkdir(exist_ok=True)
     parts = share(cells, len(on))
     workers: list[_Worker] = []
-    failed: list[str] = []
     with StopSignal() as stop:
         try:
             for device, part in zip(on, parts, strict=False):
                 workers.append(_Worker(device, part, lock, device if len(parts) > 1 else ""))
             while not stop.received and any(worker.running for worker in workers):
                 for worker in workers:
-                    failed += worker.look(has_run, record, say)
+                    worker.look(has_run, record, say)
                 time.sleep(LOOK_EVERY)
         finally:
             for worker in workers:
@@ -86,10 +85,10 @@ def train(
             for worker in workers:
                 worker.process.wait()
         for worker in workers:
-            failed += worker.look(has_run, record, say)
+            worker.look(has_run, record, say)
         if stop.received:
             raise Interrupted(stop.received)
-    return failed + [worker.reason for worker in workers if worker.waiting]
+    return [worker.reason for worker in workers if worker.waiting]
 
 
 class _Worker:
@@ -129,22 +128,16 @@ class _Worker:
         ended = f"by signal {-self.process.returncode}" if self.process.returncode < 0 else f"with {self.last!r}"
         return f"{', '.join(map(str, self.waiting))}: the training process on {self.device} ended {ended}"
 
-    def look(
-        self, has_run: Callable[[Cell], bool], record: Callable[[Cell], str | None], say: Callable[[str], None]
-    ) -> list[str]:
-        """Pass on the new lines and record the cells that are done; return why some could not be."""
+    def look(self, has_run: Callable[[Cell], bool], record: Callable[[Cell], None], say: Callable[[str], None]) -> None:
+        """Pass on the new lines and record the cells that are done."""
         *lines, self.unread = (self.unread + self.log.read()).split("\n")
         for line in lines:
             self.last = line
             if not line.startswith("error: "):
                 say(f"{self.prefix} {line}".strip())
-        failures = []
         for cell in [cell for cell in self.waiting if self._is_new(cell) and has_run(cell)]:
             self.waiting.remove(cell)
-            failure = record(cell)
-            if failure:
-                failures.append(f"{cell}: {failure}")
-        return failures
+            record(cell)
 
     def _is_new(self, cell: Cell) -> bool:
         """Whether the cell's record was written since this was asked last."""

@@ -3,6 +3,7 @@
 import fcntl
 import shutil
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -25,6 +26,9 @@ from resnet_cifar.training.stop import Interrupted
 
 Say = Callable[[str], None]
 
+QUICK = 1.0  # seconds in which cells are recorded one by one
+PAUSE = 10.0  # where it takes longer: the pause after a recording, in times of its length
+
 
 class Sweep:
     """Cells on their way into DVC: the checkout they must come from, the ledger, and the count."""
@@ -33,26 +37,49 @@ class Sweep:
         self.say = say
         self.checkout, self.ledger = Checkout.read(), Ledger()
         self.recorded = self.total = 0
+        self.arrived: list[Cell] = []  # whose files are in runs/, and which wait to be recorded
+        self.due = 0.0
+        self.failed: dict[Cell, str] = {}
 
-    def record(self, cell: Cell) -> str | None:
-        """Record a cell whose files are in ``runs/``, or return why that cannot be done.
+    def record(self, cell: Cell) -> None:
+        """Record a cell whose files are in ``runs/``: at once, or, where DVC takes long, with those that come next."""
+        self.arrived.append(cell)
+        if time.monotonic() >= self.due:
+            self.settle()
+
+    def settle(self) -> None:
+        """Record the cells that wait for it.
 
         Raises
         ------
         InputError
             If the checkout is not what it was, so that no cell can be recorded any more.
         """
+        if not self.arrived:
+            return
         self.checkout.check_unchanged()
-        try:
-            self.ledger.record(cell)
-        except Exception as error:  # DVC's, a full disk's, or its libraries' for a full disk
-            return f"trained but not recorded ({_line(error)}); it stays in {RUNS}, and the same command records it"
-        self.recorded += 1
-        self.say(f"{cell}: recorded, {self.recorded} of {self.total}")
-        return None
+        began = time.monotonic()
+        failed = self.ledger.record(self.arrived)
+        for cell in self.arrived:
+            if cell in failed:
+                self.failed[cell] = f"{cell}: trained but not recorded ({_line(failed[cell])}); it stays in {RUNS}"
+                self.say(self.failed[cell])
+            else:
+                self.recorded += 1
+                self.say(f"{cell}: recorded, {self.recorded} of {self.total}")
+        self.arrived = []
+        took = time.monotonic() - began
+        self.due = time.monotonic() + (PAUSE * took if took > QUICK else 0.0)
+
+    def end(self) -> list[str]:
+        """Record what waits, and once more what could not be recorded; return why some still cannot be."""
+        self.settle()
+        self.arrived, self.failed = list(self.failed), {}
+        self.settle()
+        return list(self.failed.values())
 
     def take(self, cell: Cell, files: RunFiles) -> str | None:
-        """Record a cell that was trained elsewhere, or return why that cannot be done."""
+        """Bring a cell that was trained elsewhere to ``runs/`` and record it, or return why it does not come there."""
         difference = self.checkout.difference(cell, files)
         if difference:
             return f"refused, {difference}"
@@ -60,7 +87,8 @@ class Sweep:
             _bring(files, run_files(RUNS, cell))
         except OSError as error:
             return f"trained but not kept ({_line(error)})"
-        return self.record(cell)
+        self.record(cell)
+        return None
 
     def restore(self, but: list[Cell]) -> Plan:
         """Restore what DVC has of the cells that are not up to date, ``but`` some; return what is left to do."""
@@ -71,14 +99,15 @@ class Sweep:
             self.say(f"{_count(restored)} restored from DVC: {_names(restored)}")
         return Plan(plan.finished, restored, plan.stale + [cell for cell in plan.restored if cell not in restored])
 
-    def begin(self) -> tuple[list[Cell], list[str]]:
-        """Restore what DVC has, record what is finished; return the cells to train, and why some failed already."""
+    def begin(self) -> list[Cell]:
+        """Restore what DVC has, record what is finished; return the cells to train."""
         plan = self.restore(but=[])
         self.total = len(plan.finished) + len(plan.stale)
-        failures = [f"{cell}: {failure}" for cell in plan.finished if (failure := self.record(cell))]
+        self.arrived += plan.finished
+        self.settle()
         if plan.stale:
             self.say(f"{_count(plan.stale)} to train: {_names(plan.stale)}")
-        return plan.stale, failures
+        return plan.stale
 
     def check_engines(self, engine: Callable[[Cell], str], wanted: bool) -> None:
         """Say or refuse that the cells to train get another engine than those of the study that are trained already.
@@ -132,18 +161,21 @@ def train(settings: Settings, say: Say, on_ray: bool = False, address: str | Non
             from resnet_cifar.sweep import cluster
     with _alone(say) as lock:
         sweep = Sweep(say)
-        stale, failed = sweep.begin()
+        stale = sweep.begin()
+        failed: list[str] = []
         try:
             if stale and on_ray:
                 study, check = sweep.checkout.study, sweep.check_engines
-                failed += cluster.train(study, stale, settings, sweep.take, say, check, address)
+                failed = cluster.train(study, stale, settings, sweep.take, say, check, address)
             elif stale:
                 devices = local.devices(settings)
                 _check_local_engines(sweep, settings, devices[0])
-                failed += local.train(stale, devices, sweep.checkout.has_run, sweep.record, say, lock)
+                failed = local.train(stale, devices, sweep.checkout.has_run, sweep.record, say, lock)
         except Interrupted as interrupted:
+            sweep.settle()
             say(f"interrupted with {sweep.recorded} of {sweep.total} recorded; the same command goes on from there")
             sys.exit(128 + interrupted.signum)
+        failed = sweep.end() + failed
     if failed:
         raise InputError(f"{sweep.recorded} of {sweep.total} cells recorded; {'; '.join(failed)}")
     say("every cell is up to date; `dvc repro` evaluates and reports")
@@ -198,6 +230,7 @@ def record_from(source: Path, say: Say) -> None:
                 say(f"{cell}: {failure}")
             else:
                 engines[cell] = engine_of(files)
+        sweep.end()
     if sweep.recorded < sweep.total:
         left = sweep.total - sweep.recorded
         raise InputError(f"{left} of {_count(cells)} in {source} could not be recorded, as said above.")
