@@ -95,7 +95,7 @@ def test_the_driver_is_the_eager_one_to_rounding(network, data):
     assert ours[0] == theirs[0]
     for mine, its in zip(ours[1:], theirs[1:], strict=True):
         assert mine[:2] == its[:2]
-        loss, error = [row for row in range(2, len(mine) - 1, 2)], [row for row in range(3, len(mine) - 1, 2)]
+        loss, error = range(2, len(mine) - 1, 2), range(3, len(mine) - 1, 2)
         assert [float(mine[i]) for i in loss] == pytest.approx([float(its[i]) for i in loss], rel=2e-3)
         assert [mine[i] for i in error] == [its[i] for i in error]
     weights, expected = run.state_dict(), eager.state_dict()
