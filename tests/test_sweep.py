@@ -445,9 +445,10 @@ def test_another_checkouts_command_is_refused(said, monkeypatch, tmp_path):
         train(said)
 
 
-def test_without_ray_or_dvc_the_command_says_so(said, monkeypatch):
+def test_without_ray_or_dvc_the_command_says_so(said, monkeypatch, tmp_path):
     import resnet_cifar.sweep
 
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(sys.modules, "ray", None)
     monkeypatch.delitem(sys.modules, "resnet_cifar.sweep.cluster", raising=False)
     monkeypatch.delattr(resnet_cifar.sweep, "cluster", raising=False)
