@@ -1,11 +1,15 @@
 """The sweep on a real Ray cluster of several nodes, all on this machine. `make test-ray` runs it."""
 
+import errno
 import json
+import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
@@ -15,15 +19,20 @@ from clone import Clone
 ray = pytest.importorskip("ray", reason="needs the extra [ray]")
 from ray.cluster_utils import Cluster  # noqa: E402
 
-from resnet_cifar import params  # noqa: E402
-from resnet_cifar.cells import Cell  # noqa: E402
+from resnet_cifar import params, settings  # noqa: E402
+from resnet_cifar.cells import Cell, RunFiles  # noqa: E402
 from resnet_cifar.errors import InputError  # noqa: E402
+from resnet_cifar.native import library  # noqa: E402
+from resnet_cifar.native.build import Unavailable  # noqa: E402
 from resnet_cifar.sweep import cluster as sweep  # noqa: E402
 
 pytestmark = pytest.mark.ray
 
 SEEDS = range(6)
 CELLS = [f"resnet-1-{seed}" for seed in SEEDS]
+# A node that is gone is missed within seconds; until then Ray may wait for it with a task.
+HEALTH = {"health_check_period_ms": 1000, "health_check_failure_threshold": 2}
+COMMAND = [sys.executable, "-m", "resnet_cifar.commands.cli", "sweep"]
 FILES = ("weights.safetensors", "history.csv")
 
 
@@ -49,7 +58,7 @@ def configure(clone: Clone, *overrides: str) -> None:
 @pytest.fixture
 def fresh(clone) -> Clone:
     """The clone before any training."""
-    for name in ("runs", ".dvc/cache/runs"):
+    for name in ("runs", "scratch", ".dvc/cache/runs"):
         shutil.rmtree(clone.folder / name, ignore_errors=True)
     clone.run("git", "checkout", "--quiet", ".")
     return clone
@@ -61,9 +70,7 @@ def cluster(clone) -> Iterator[Cluster]:
     with pytest.MonkeyPatch.context() as patch:
         for name, value in clone.environment.items():
             patch.setenv(name, value)
-        # A node that is gone is missed within seconds; until then Ray may wait for it with a task.
-        health = {"health_check_period_ms": 1000, "health_check_failure_threshold": 2}
-        made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "_system_config": health})
+        made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "_system_config": HEALTH})
         for _ in range(2):
             made.add_node(num_cpus=1)
         yield made
@@ -71,7 +78,7 @@ def cluster(clone) -> Iterator[Cluster]:
 
 
 def start(clone: Clone, cluster: Cluster) -> subprocess.Popen[str]:
-    command = ["resnet-cifar", "sweep", "--ray", "--address", cluster.address]
+    command = [*COMMAND, "--ray", "--address", cluster.address]
     return subprocess.Popen(
         command, cwd=clone.folder, env=clone.environment, text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
     )
@@ -161,54 +168,162 @@ def test_a_cell_that_dies_three_times_is_reported_with_its_last_lines_and_stops_
 
 
 @pytest.fixture
-def other_code(fresh, cluster, tmp_path, monkeypatch) -> Iterator[None]:
-    """One more node, with another version of this package."""
+def other_code(fresh, tmp_path, monkeypatch) -> None:
+    """Nodes that are added from here on have another version of this package."""
     shutil.copytree(fresh.folder / "src", tmp_path / "src")
-    with (tmp_path / "src/resnet_cifar/models.py").open("a") as file:
+    with (tmp_path / "src/resnet_cifar/numerics/models.py").open("a") as file:
         file.write("# another version\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "src"))
-    node = cluster.add_node(num_cpus=1)
-    yield
-    cluster.remove_node(node)
 
 
-def train_here(address: str) -> tuple[list[str], list[str], list[str]]:
-    """Train the six cells with this process as the driver; returns what came back, why others failed, and the lines."""
-    trained: list[str] = []
-    lines: list[str] = []
-    cells = [Cell.parse(name) for name in CELLS]
-    failed = sweep.train(params.load(), cells, lambda cell, _: trained.append(str(cell)), lines.append, address)
-    return sorted(trained), failed, lines
+@dataclass
+class Outcome:
+    """What came back to a driver: the cells, why others failed, the lines, and what was said of engines."""
+
+    trained: list[str] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
+    lines: list[str] = field(default_factory=list)
+    engines: list[str] = field(default_factory=list)
+
+
+def train_here(
+    address: str,
+    *cells: str,
+    take: Callable[[Cell], str | None] = lambda _: None,
+    say: Callable[[str], None] = lambda _: None,
+    **environment: str,
+) -> Outcome:
+    """Train cells, by default the six, with this process as the driver."""
+    outcome = Outcome()
+    study = params.load()
+
+    def take_cell(cell: Cell, _: RunFiles) -> str | None:
+        failure = take(cell)
+        if not failure:
+            outcome.trained.append(str(cell))
+        return failure
+
+    def note(line: str) -> None:
+        outcome.lines.append(line)
+        say(line)
+
+    def check_engines(engine: Callable[[Cell], str], _: bool) -> None:
+        outcome.engines = sorted({engine(cell) for cell in study.list_cells()})
+
+    names = [Cell.parse(name) for name in cells or CELLS]
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        found = settings.read()
+    outcome.failed = sweep.train(study, names, found, take_cell, note, check_engines, address)
+    return outcome
 
 
 @pytest.mark.usefixtures("other_code")
-def test_a_node_with_other_code_is_refused_with_both_versions(fresh, cluster, monkeypatch):
+def test_a_node_with_other_code_is_refused_and_the_others_train(fresh, cluster, monkeypatch):
     monkeypatch.chdir(fresh.folder)
-    with pytest.raises(InputError, match=r"is refused: its code is \w{12}, the driver's is \w{12}; a cell needs"):
-        train_here(cluster.address)
+    node = cluster.add_node(num_cpus=1)
+    try:
+        outcome = train_here(cluster.address)
+    finally:
+        cluster.remove_node(node)
+    (refusal,) = [line for line in outcome.lines if " is refused: " in line]
+    assert re.search(r"is refused: its code is \w{12}, the driver's is \w{12}; a cell needs the same", refusal)
+    assert node_of(refusal) == node.node_id[:8]
+    assert sorted(outcome.trained) == CELLS
+    assert outcome.engines == ["eager"]
 
 
 @pytest.mark.usefixtures("other_code")
 def test_a_node_with_other_code_that_joins_later_gets_no_second_task(fresh, cluster, monkeypatch):
     monkeypatch.chdir(fresh.folder)
-    monkeypatch.setattr(sweep._Tasks, "check_nodes", lambda _: None)  # as if it had not been there to be asked
-    trained, failed, lines = train_here(cluster.address)
-    assert failed == []
-    assert trained == CELLS
-    refusals = [line for line in lines if "is refused: its code is " in line]
-    assert len(refusals) == 1
-    assert node_of(refusals[0]) not in {node_of(line) for line in lines if ": training " in line}
-    assert not any("died" in line for line in lines)
+    added = []
+
+    def add_node(line: str) -> None:
+        if ": training " in line and not added:
+            added.append(cluster.add_node(num_cpus=1))
+
+    try:
+        outcome = train_here(cluster.address, say=add_node)
+    finally:
+        cluster.remove_node(added[0])
+    assert outcome.failed == []
+    assert sorted(outcome.trained) == CELLS
+    (refusal,) = [line for line in outcome.lines if "is refused: its code is " in line]
+    assert node_of(refusal) not in {node_of(line) for line in outcome.lines if ": training " in line}
+    assert not any("died" in line for line in outcome.lines)
+
+
+@pytest.mark.usefixtures("other_code")
+def test_it_ends_when_the_good_nodes_are_gone_and_the_others_are_refused(fresh, monkeypatch):
+    monkeypatch.chdir(fresh.folder)
+    monkeypatch.setattr(sweep, "PATIENCE", 2.0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", fresh.environment["PYTHONPATH"])
+        own = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "_system_config": HEALTH})
+        good = own.add_node(num_cpus=1)
+    other = own.add_node(num_cpus=1)
+
+    def lose_node(line: str) -> None:
+        if ": training " in line:
+            own.remove_node(good, allow_graceful=False)
+
+    try:
+        outcome = train_here(own.address, CELLS[0], say=lose_node)
+    finally:
+        own.shutdown()
+    assert any(node_of(line) == other.node_id[:8] for line in outcome.lines if " is refused: " in line)
+    assert "no node can train now (1 refused, as said above): waiting 2 s for one" in outcome.lines
+    assert outcome.failed == ["resnet-1-0: no node is left for it (1 refused, as said above)"]
+
+
+def test_a_gpu_is_waited_for_where_it_is_insisted_on(fresh, cluster, monkeypatch):
+    monkeypatch.chdir(fresh.folder)
+    monkeypatch.setattr(sweep, "PATIENCE", 1.0)
+    outcome = train_here(cluster.address, CELLS[0], RESNET_CIFAR_DEVICE="cuda")
+    assert outcome.lines == ["no node can train now (none has a GPU): waiting 1 s for one"]
+    assert outcome.failed == ["resnet-1-0: no node is left for it (none has a GPU)"]
+    assert outcome.engines == ["cuda graph"]
+
+
+def test_what_cannot_be_taken_is_taken_again_and_stops_no_other(fresh, cluster, monkeypatch):
+    monkeypatch.chdir(fresh.folder)
+    asked = []
+
+    def full_at_first(cell: Cell) -> str | None:
+        asked.append(str(cell))
+        if str(cell) == CELLS[1] and asked.count(CELLS[1]) == 1:
+            raise OSError(errno.ENOSPC, "No space left on device", "runs")
+        return "refused" if str(cell) == CELLS[0] else None
+
+    outcome = train_here(cluster.address, *CELLS[:3], take=full_at_first, RESNET_CIFAR_DEVICE="")
+    assert sorted(asked) == sorted([*CELLS[:3], CELLS[0], CELLS[1]])
+    assert sorted(outcome.trained) == CELLS[1:3]
+    assert outcome.failed == ["resnet-1-0: refused"]
+    assert "resnet-1-1: trained but not kept (runs: No space left on device)" in outcome.lines
+    assert "training on CPUs, 1 a cell: no node has a GPU; RESNET_CIFAR_DEVICE=cuda waits for one" in outcome.lines
+
+
+def test_a_node_without_the_native_engine_is_refused_where_the_driver_has_it(monkeypatch):
+    def missing(*_: object) -> None:
+        raise Unavailable("there is no C++ compiler")
+
+    monkeypatch.setattr(library, "load", missing)
+    assert sweep.unfitness({}, True, None) == (
+        "its native engine cannot be used (there is no C++ compiler), the driver's can"
+    )
+    assert sweep.unfitness({}, False, None) is None
 
 
 def test_without_a_cluster_it_starts_one_here_and_a_cell_that_diverges_stops_no_other(fresh):
     configure(fresh, "model.n=[1,2]", "train.seeds=[0]", "train.warmup.lr=1e30")
-    done = fresh.run("resnet-cifar", "sweep", "--ray", check=False)
+    done = fresh.run(*COMMAND, "--ray", check=False)
     assert done.returncode == 1
     last = done.stderr.splitlines()[-1]
-    assert last.startswith("error: 1 of 2 cells recorded; resnet-2-0: the loss is nan at iteration ")
+    assert last.startswith("error: 1 of 2 cells recorded; resnet-2-0: the loss is not finite at iteration ")
     assert "its task died" not in done.stderr
-    assert json.loads((fresh.folder / "runs/resnet-1-0/run.json").read_text())["threads"] == 1
+    record = json.loads((fresh.folder / "runs/resnet-1-0/run.json").read_text())
+    assert record["circumstances"]["threads"] == 1
     assert_recorded(fresh, ["resnet-1-0"])
 
 
@@ -216,8 +331,46 @@ def test_what_is_not_there_is_one_sentence(fresh, monkeypatch):
     monkeypatch.chdir(fresh.folder)
     with pytest.raises(InputError, match=r"the Ray cluster at 127\.0\.0\.1:9 cannot be joined \(.*Connection refused"):
         train_here("127.0.0.1:9")
-    done = fresh.run("resnet-cifar", "sweep", "--address", "127.0.0.1:9", check=False)
+    done = fresh.run(*COMMAND, "--address", "127.0.0.1:9", check=False)
     assert done.stderr == "error: --address names a Ray cluster; it goes with --ray.\n"
+
+
+def test_a_cell_goes_on_from_its_last_state_after_its_worker_and_after_its_driver(fresh, cluster, monkeypatch):
+    monkeypatch.setenv("RESNET_CIFAR_SAVE_EVERY", "0.1")
+    configure(fresh, "train.seeds=[0]", "train.iterations=150")
+    fresh.run("python", "stages/train.py", "--runs", "expected-150", "--scratch", "other")
+    states = fresh.folder / "scratch/resnet-1-0"
+
+    process = start(fresh, cluster)
+    first = await_state(states)
+    await_training(cluster, 1)[0].kill()
+    lines = wait_for(process, "goes on from iteration ")
+    assert "its task died" in lines
+    await_state(states, later_than=first)
+    process.kill()
+    process.communicate()
+    await_training(cluster, 0)
+
+    done = start(fresh, cluster)
+    _, lines = done.communicate()
+    assert done.returncode == 0, lines
+    assert "resnet-1-0: goes on from iteration " in lines
+    assert len(json.loads((fresh.folder / "runs/resnet-1-0/run.json").read_text())["resumed_at"]) == 2
+    assert not states.exists()
+    for name in FILES:
+        made = (fresh.folder / "runs/resnet-1-0" / name).read_bytes()
+        assert made == (fresh.folder / "expected-150/resnet-1-0" / name).read_bytes()
+
+
+def await_state(folder: Path, later_than: int = 0) -> int:
+    """When the saved state in a folder was written, as soon as there is a new one."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        for path in folder.glob("*.safetensors"):
+            if (written := path.stat().st_mtime_ns) > later_than:
+                return written
+        time.sleep(0.05)
+    raise AssertionError(f"no new state in {folder}")
 
 
 def test_six_cells_on_three_nodes_whatever_dies(fresh, cluster):

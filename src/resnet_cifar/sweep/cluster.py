@@ -1,7 +1,7 @@
 """Training on a Ray cluster: packs of cells are tasks, and their files come back through Ray's object store.
 
-A node needs this package and the driver's versions of Python, torch, numpy and safetensors; no checkout, no shared
-folder and no DVC.
+A node needs this package with the driver's code; no checkout, no shared folder and no DVC. Where torch computes, it
+needs the driver's versions of Python, torch, numpy and safetensors, too.
 """
 
 import logging
@@ -10,10 +10,11 @@ import platform
 import queue
 import socket
 import threading
+import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,15 +22,23 @@ from typing import Any
 
 import numpy as np
 
-from resnet_cifar import machine
+from resnet_cifar import native, numerics
 from resnet_cifar.cells import Cell, RunFiles, run_files
 from resnet_cifar.errors import InputError
-from resnet_cifar.params import Params
+from resnet_cifar.files import sha256_of, write_whole
+from resnet_cifar.native.library import Unavailable
+from resnet_cifar.numerics.graph import GraphEngine
+from resnet_cifar.params import Study
+from resnet_cifar.progress import clock
+from resnet_cifar.settings import Settings
+from resnet_cifar.sweep.checkout import DATA, SCRATCH
 from resnet_cifar.sweep.local import share
-from resnet_cifar.sweep.tree import DATA
-from resnet_cifar.training import provenance
-from resnet_cifar.training.packing import Interrupted, StopSignal, pack_size, train_cells
-from resnet_cifar.training.runs import Session
+from resnet_cifar.training.engines import Computer, load_native
+from resnet_cifar.training.record import Record
+from resnet_cifar.training.session import Session
+from resnet_cifar.training.states import StateFile
+from resnet_cifar.training.stop import Interrupted, StopSignal
+from resnet_cifar.training.train import train_cells
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray would report to its makers
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # and warn about a change of its defaults
@@ -39,11 +48,17 @@ from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, NodeLabelSchedulingStrategy, NotIn
 
 PACK = 10  # cells of a task on a GPU, where RESNET_CIFAR_PACK does not say
+RARER = 6  # times as rarely as on a disk of its own a state is saved, because it travels to the driver
 TRIES = 3
 LOOK_EVERY = 0.5
 REACH = 10.0  # seconds
+PATIENCE = 300.0  # seconds to wait for a node when none is left
 LAST_LINES = 20
 FILES = ("weights", "history", "record")
+SOURCES = {".py", ".h", ".cpp", ".map"}
+
+Take = Callable[[Cell, RunFiles], str | None]
+Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -56,35 +71,51 @@ class Delivery:
 
 
 @dataclass(frozen=True)
+class State:
+    """The saved state of a cell in training, in either direction: the file of :class:`StateFile`, by its name."""
+
+    cell: str
+    name: str
+    content: bytes
+
+
+@dataclass(frozen=True)
 class Refusal:
-    """What a task sends instead of training on a node with other code or versions."""
+    """What a task sends instead of training, where it must not or cannot."""
 
     node: str
     sentence: str
 
 
 def train(
-    params: Params,
+    study: Study,
     cells: list[Cell],
-    take: Callable[[Cell, RunFiles], str | None],
-    say: Callable[[str], None],
+    settings: Settings,
+    take: Take,
+    say: Say,
+    check_engines: Callable[[Callable[[Cell], str], bool], None],
     address: str | None,
 ) -> list[str]:
     """Train cells on a cluster and hand over each as soon as its files are here.
 
     A task that dies with its worker or its node is started again elsewhere, its cells then one by one, so that one
-    that cannot be trained does not hold up the others. Of a cell whose task died three times the last lines are said.
+    that cannot be trained does not hold up the others; each goes on from the last state that it sent here. Of a cell
+    whose task died three times the last lines are said.
 
     Parameters
     ----------
-    params : Params
-        The parameters of the study.
+    study : Study
+        The parameters.
     cells : list of Cell
         What to train.
+    settings : Settings
+        What the driver's environment says; it holds on all nodes.
     take : callable
-        Gets a cell and its files, in a folder that is removed afterwards; returns why it refuses them, or None.
+        Gets a cell and its files, in a folder that is removed afterwards; returns why it does not take them, or None.
     say : callable
         Gets lines of progress.
+    check_engines : callable
+        Gets, before anything is trained, the engine of each cell, and whether the environment wants that one.
     address : str, optional
         The cluster; by default the one that RAY_ADDRESS names, or else Ray is started on this machine.
 
@@ -96,21 +127,21 @@ def train(
     Raises
     ------
     InputError
-        If there is no such cluster, if a node has other code or versions, or if none has what a task needs.
+        If there is no such cluster, or if no node of it can train.
     Interrupted
         After SIGINT or SIGTERM; the tasks are stopped then.
     """
-    if not cells:
-        return []
     with _connected(address), StopSignal() as stop:
-        tasks = _Tasks(params)
-        tasks.check_nodes()
+        tasks = _Tasks(study, cells, settings, say)
+        check_engines(tasks.engine, tasks.wanted)
+        tasks.ask_nodes()
         flow = _Flow(tasks, cells, take, say)
         while flow.running and not stop.received:
             flow.look()
         if stop.received:
             flow.cancel()
             raise Interrupted(stop.received)
+        flow.take_again()
         flow.report()
     return list(flow.failed.values())
 
@@ -118,22 +149,21 @@ def train(
 class _Flow:
     """The tasks that run, and what they send."""
 
-    def __init__(
-        self,
-        tasks: "_Tasks",
-        cells: list[Cell],
-        take: Callable[[Cell, RunFiles], str | None],
-        say: Callable[[str], None],
-    ) -> None:
+    def __init__(self, tasks: "_Tasks", cells: list[Cell], take: Take, say: Say) -> None:
         self.tasks, self.take, self.say = tasks, take, say
         self.running = {tasks.start(pack): pack for pack in tasks.packs(cells)}
         self.deaths: Counter[Cell] = Counter()
         self.lines: defaultdict[Cell, deque[str]] = defaultdict(lambda: deque(maxlen=LAST_LINES))
         self.failed: dict[Cell, str] = {}
+        self.not_taken: list[Delivery] = []
+        self.alone: float | None = None  # since when no node can train
+        self.states_lost = False
 
     def look(self) -> None:
         """Wait up to half a second for what the tasks send, and take it."""
         ready, _ = ray.wait(list(self.running), timeout=LOOK_EVERY, fetch_local=False)
+        if not ready:
+            self._look_for_nodes()
         for stream in ready:
             try:
                 sent = ray.get(next(stream))
@@ -150,6 +180,16 @@ class _Flow:
         for stream in self.running:
             ray.cancel(stream, force=True)
 
+    def take_again(self) -> None:
+        """Hand over once more what was not taken: what was in the way may be gone."""
+        for delivery in self.not_taken:
+            cell = Cell.parse(delivery.cell)
+            failure = self._hand_over(cell, delivery)
+            if failure:
+                self.failed[cell] = f"{cell}: {failure}"
+            else:
+                del self.failed[cell]
+
     def report(self) -> None:
         """Say the last lines of the cells that died."""
         for cell in self.failed:
@@ -158,26 +198,53 @@ class _Flow:
                 for line in self.lines[cell]:
                     self.say(f"    {line}")
 
-    def _receive(self, sent: "str | Delivery | Refusal", stream: "ray.ObjectRefGenerator") -> None:
-        """Say a line, hand over a cell, or start a pack again where it is not refused."""
+    def _receive(self, sent: str | Delivery | State | Refusal, stream: "ray.ObjectRefGenerator") -> None:
+        """Say a line, hand over a cell, keep a state, or start a pack again where it is not refused."""
         pack = self.running[stream]
         match sent:
             case str():
                 self.say(sent)
                 for cell in pack:
                     self.lines[cell].append(sent)
+            case State():
+                self._keep(sent)
             case Delivery():
                 cell = Cell.parse(sent.cell)
                 pack.remove(cell)
-                failure = sent.failure or _hand_over(cell, sent, self.take)
+                failure = sent.failure or self._hand_over(cell, sent)
                 if failure:
+                    self.say(f"{cell}: {failure}")
                     self.failed[cell] = f"{cell}: {failure}"
+                    if sent.files:
+                        self.not_taken.append(sent)
             case Refusal():
-                if sent.node not in self.tasks.avoided:
-                    self.say(sent.sentence)
-                self.tasks.avoided.add(sent.node)
+                self.tasks.avoid(sent)
                 del self.running[stream]
                 self.running[self.tasks.start(pack)] = pack
+
+    def _hand_over(self, cell: Cell, delivery: Delivery) -> str | None:
+        try:
+            with TemporaryDirectory(prefix="resnet-cifar-") as folder:
+                files = RunFiles(Path(folder))
+                for name, content in delivery.files.items():
+                    getattr(files, name).write_bytes(content)
+                failure = self.take(cell, files)
+        except OSError as error:
+            return f"trained but not kept ({error.filename or 'a file'}: {error.strerror})"
+        if not failure:
+            record = Record.model_validate_json(delivery.files["record"])
+            StateFile(SCRATCH, record.question, record.arithmetic).remove()
+        return failure
+
+    def _keep(self, state: State) -> None:
+        path = SCRATCH / state.cell / state.name
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(path, state.content)
+        except OSError as error:
+            if not self.states_lost:
+                self.say(f"{state.cell}: its state cannot be kept here ({error.filename}: {error.strerror})")
+            self.states_lost = True
 
     def _died(self, cell: Cell, error: RayError) -> None:
         self.deaths[cell] += 1
@@ -188,146 +255,278 @@ class _Flow:
         else:
             self.failed[cell] = f"{cell}: its task died {TRIES} times, the last time so: {_reason(error)}"
 
+    def _look_for_nodes(self) -> None:
+        """Give up if there is no node for what is left, and none comes."""
+        if self.tasks.nodes():
+            self.alone = None
+        elif self.alone is None:
+            self.alone = time.monotonic()
+            self.say(f"no node can train now ({self.tasks.missing}): waiting {clock(PATIENCE)} for one")
+        elif time.monotonic() - self.alone > PATIENCE:
+            self.cancel()
+            for cell in [cell for pack in self.running.values() for cell in pack]:
+                self.failed[cell] = f"{cell}: no node is left for it ({self.tasks.missing})"
+            self.running = {}
+
 
 class _Tasks:
     """How packs of cells become tasks of this cluster."""
 
-    def __init__(self, params: Params) -> None:
-        threads = machine.threads()
-        nodes = [node for node in ray.nodes() if node["Alive"]]
-        gpus = sum(node["Resources"].get("GPU", 0) for node in nodes)
-        self.on_gpu = _on_gpu(gpus)
-        self.needs = {"num_gpus": 1} if self.on_gpu else {"num_cpus": threads}
-        resource, amount = ("GPU", 1) if self.on_gpu else ("CPU", threads)
-        self.nodes = [node for node in nodes if node["Resources"].get(resource, 0) >= amount]
-        if not self.nodes:
+    def __init__(self, study: Study, cells: list[Cell], settings: Settings, say: Say) -> None:
+        self.say = say
+        self.avoided: dict[str, str] = {}  # why no more tasks are started on a node
+        alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        gpus = sum(resources.get("GPU", 0) for resources in alive)
+        cpus = [int(resources["CPU"]) for resources in alive if resources.get("CPU", 0) >= 1]
+        self.on_gpu = _on_gpu(settings.device, gpus)
+        device, simd, threads = "cuda" if self.on_gpu else "cpu", settings.simd, settings.threads
+        if self.on_gpu:
+            self.engines, self.wanted = dict.fromkeys(study.list_cells(), GraphEngine.name), True
+        else:
+            computer = Computer(replace(settings, device=device), say)
+            self.engines = {cell: computer.arithmetic(study.recipe(cell)).engine for cell in study.list_cells()}
+            self.wanted = not computer.fallback
+            simd = simd if computer.native else "none"
+        engines = {self.engines[cell] for cell in cells}
+        self.expected = _versions(alike=engines != {"native"})
+        self.needs_native = "native" in engines
+        if engines == {"native"} and cpus:
+            threads = min(threads, *cpus)  # any number gives the same bytes, so no node need be left out
+        self.resource, self.amount = ("GPU", 1) if self.on_gpu else ("CPU", threads)
+        if not self.nodes() and not self.on_gpu:
             raise InputError(
-                f"no node of the cluster has {threads} CPUs for a cell: set RESNET_CIFAR_THREADS to what they have, "
-                "which is part of what decides the bits."
+                f"no node of the cluster has {threads} CPUs for a cell: set RESNET_CIFAR_THREADS to what they have"
+                + (", which is part of what decides the bits." if "eager" in engines else ".")
             )
-        self.pack_size = (pack_size() or PACK) if self.on_gpu else 1
-        self.places = int(gpus) if self.on_gpu else 1
-        self.avoided: set[str] = set()  # nodes on which no more tasks are started
-        self.settings = {
-            "RESNET_CIFAR_DEVICE": "cuda" if self.on_gpu else "cpu",
-            "RESNET_CIFAR_THREADS": str(threads),  # Ray sets its own number of threads for a task; this one wins
-            "RESNET_CIFAR_PACK": str(self.pack_size),
-            "RESNET_CIFAR_SAVE_EVERY": "inf",  # a task that is started again finds nothing on another node
-        }
-        self.params, self.versions = params.model_dump(), versions()
+        self.pack_size = (settings.pack or PACK) if self.on_gpu else 1
+        self.settings = replace(
+            settings,
+            device=device,
+            threads=threads,
+            pack=self.pack_size,
+            save_every=RARER * settings.save_every,
+            simd=simd,
+            source=None,
+        )
+        self.study = study.model_dump()
         self.data = ray.put(np.fromfile(DATA, np.uint8))
+        self._tell_device(gpus)
+
+    @property
+    def missing(self) -> str:
+        """Why there is no node, in words."""
+        refused = f"{len(self.avoided)} refused, as said above" if self.avoided else ""
+        return refused or f"none has {'a GPU' if self.on_gpu else f'{self.amount} CPUs'}"
+
+    def engine(self, cell: Cell) -> str:
+        """What trains a cell of the study here."""
+        return self.engines[cell]
+
+    def nodes(self) -> list[dict[str, Any]]:
+        """Those that are there, have what a task needs, and are not refused."""
+        return [
+            node
+            for node in ray.nodes()
+            if node["Alive"]
+            and node["Resources"].get(self.resource, 0) >= self.amount
+            and node["NodeID"] not in self.avoided
+        ]
+
+    def avoid(self, refusal: Refusal) -> None:
+        """Start no more tasks on a node, and say why."""
+        if refusal.node not in self.avoided:
+            self.say(refusal.sentence)
+        self.avoided[refusal.node] = refusal.sentence
+
+    def ask_nodes(self) -> None:
+        """Ask each node whether it can train, and avoid those that cannot.
+
+        Raises
+        ------
+        InputError
+            If none is left.
+        """
+        remote = ray.remote(num_cpus=0, max_retries=0)(unfitness)
+        answers = {}
+        nodes = self.nodes()
+        for node in nodes:
+            place = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            asked = remote.options(scheduling_strategy=place)
+            answers[node["NodeID"]] = asked.remote(self.expected, self.needs_native, self.settings.simd)
+        addresses = {node["NodeID"]: node["NodeManagerAddress"] for node in nodes}
+        for node, answer in answers.items():
+            try:
+                reason = ray.get(answer)
+            except RayError as error:
+                reason = f"it cannot run this package ({_reason(error)}); install the driver's version there"
+            if reason:
+                self.avoid(Refusal(node, _refuse(_place(addresses[node], node), reason)))
+        if self.avoided and not self.nodes():
+            raise InputError(f"no node of the cluster can train: {'; '.join(self.avoided.values())}.")
 
     def packs(self, cells: list[Cell]) -> list[list[Cell]]:
         """Cells by task: about the same work in each, one a cell on CPUs."""
-        return share(cells, max(self.places, -(-len(cells) // self.pack_size)))
+        places = int(sum(node["Resources"][self.resource] for node in self.nodes())) if self.on_gpu else 1
+        return share(cells, max(places, -(-len(cells) // self.pack_size)))
 
     def start(self, pack: list[Cell]) -> "ray.ObjectRefGenerator":
-        remote = ray.remote(num_returns="streaming", max_retries=0, **self.needs)(train_pack)
+        """Start a task, with the states of its cells that are here."""
+        needs = {"num_gpus": 1} if self.on_gpu else {"num_cpus": self.amount}
+        remote = ray.remote(num_returns="streaming", max_retries=0, **needs)(train_pack)
         if self.avoided:
             elsewhere = NodeLabelSchedulingStrategy(hard={"ray.io/node-id": NotIn(*self.avoided)})
             remote = remote.options(scheduling_strategy=elsewhere)
-        return remote.remote([cell.name for cell in pack], self.params, self.data, self.versions, self.settings)
+        names, states = [cell.name for cell in pack], [state for cell in pack for state in _states(SCRATCH, cell.name)]
+        expected = (self.expected, self.needs_native)
+        return remote.remote(names, self.study, self.data, states, expected, asdict(self.settings))
 
-    def check_nodes(self) -> None:
-        """Ask each node that can train for its versions."""
-        remote = ray.remote(num_cpus=0, max_retries=0)(versions)
-        answers = {}
-        for node in self.nodes:
-            place = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-            name = f"{node['NodeManagerAddress']} (node {node['NodeID'][:8]})"
-            answers[name] = remote.options(scheduling_strategy=place).remote()
-        for name, answer in answers.items():
-            try:
-                difference = _difference(ray.get(answer), self.versions)
-            except RayError as error:
-                raise InputError(
-                    f"{name} cannot run this package ({_reason(error)}): install the driver's version of it there."
-                ) from None
-            if difference:
-                raise InputError(f"{name} is refused: {difference}; a cell needs the same everywhere.")
+    def _tell_device(self, gpus: float) -> None:
+        if not self.on_gpu:
+            why = "RESNET_CIFAR_DEVICE is 'cpu'" if gpus else "no node has a GPU"
+            insist = "" if gpus else "; RESNET_CIFAR_DEVICE=cuda waits for one"
+            self.say(f"training on CPUs, {self.amount} a cell: {why}{insist}")
+        elif gpus:
+            self.say(f"training on {gpus:g} GPU{'s' * (gpus != 1)}, up to {self.pack_size} cells at once on each")
 
 
 # ---- On the nodes ----------------------------------------------------------------------------------------------
 
 
+def unfitness(expected: dict[str, str], needs_native: bool, simd: str | None) -> str | None:
+    """Why this node cannot train what the driver trains, in words; None if it can.
+
+    Parameters
+    ----------
+    expected : dict
+        The driver's versions, of all that has to be the same.
+    needs_native : bool
+        Whether the native engine is used.
+    simd : str or None
+        Its instruction set, if one is given.
+    """
+    here = _versions(alike=True)
+    for name, wanted in expected.items():
+        if here[name] != wanted:
+            return f"its {name} is {here[name]}, the driver's is {wanted}; a cell needs the same everywhere"
+    if needs_native:
+        try:
+            load_native(Settings(None, 1, None, 0.0, simd, None), lambda _: None)
+        except (Unavailable, InputError) as error:
+            return f"its native engine cannot be used ({str(error).rstrip('.')}), the driver's can"
+    return None
+
+
 def train_pack(
-    names: list[str], params: dict[str, Any], data: np.ndarray, expected: dict[str, str], settings: dict[str, str]
-) -> Iterator[str | Delivery | Refusal]:
-    """Train cells on this node; yield lines of progress, and each cell as soon as it is trained."""
+    names: list[str],
+    study: dict[str, Any],
+    data: np.ndarray,
+    states: list[State],
+    expected: tuple[dict[str, str], bool],
+    settings: dict[str, Any],
+) -> Iterator[str | Delivery | State | Refusal]:
+    """Train cells on this node; yield lines of progress, saved states, and each cell as soon as it is trained."""
     node = ray.get_runtime_context().get_node_id()
-    here = f"{ray.util.get_node_ip_address()} (node {node[:8]})"
-    difference = _difference(versions(), expected)
-    if difference:  # it joined when the others had been asked
-        yield Refusal(node, f"{here} is refused: {difference}; a cell needs the same everywhere.")
+    here = _place(ray.util.get_node_ip_address(), node)
+    reason = unfitness(*expected, settings["simd"])
+    if reason:  # it joined when the others had been asked
+        yield Refusal(node, _refuse(here, reason))
         return
-    os.environ.update(settings)
-    cells = [Cell.parse(name) for name in names]
     yield f"{here}: training {', '.join(names)}"
     with TemporaryDirectory(prefix="resnet-cifar-") as name:
-        folder = Path(name)
-        data.tofile(folder / DATA.name)
-        session = Session(Params.model_validate(params), folder / DATA.name, folder / "runs", folder / "scratch")
-        (folder / DATA.name).unlink()  # now, since a task that is killed leaves its folder behind
-        outbox: queue.Queue[str | Delivery | Exception | None] = queue.Queue()
-        threading.Thread(target=_train_into, args=(outbox, session, cells), daemon=True).start()
-        while (sent := outbox.get()) is not None:
+        pack = _Pack(Path(name), names, Study.model_validate(study), Settings(**settings))
+        for sent in pack.train(data, states):
+            if isinstance(sent, OSError | InputError):
+                yield Refusal(node, _refuse(here, f"nothing can be trained there ({str(sent).rstrip('.')})"))
+                return
             if isinstance(sent, Exception):
                 raise sent
             yield f"{here}: {sent}" if isinstance(sent, str) else sent
 
 
-def _train_into(outbox: "queue.Queue[str | Delivery | Exception | None]", session: Session, cells: list[Cell]) -> None:
-    """Train in this thread, while the other one sends what is ready."""
+class _Pack:
+    """Cells that one thread trains, while the other one sends what is ready."""
 
-    def send(cell: Cell) -> None:
-        files = run_files(session.runs, cell)
-        outbox.put(Delivery(cell.name, {name: getattr(files, name).read_bytes() for name in FILES}))
+    def __init__(self, folder: Path, names: list[str], study: Study, settings: Settings) -> None:
+        self.folder, self.study, self.settings = folder, study, settings
+        self.cells = [Cell.parse(name) for name in names]
+        self.outbox: queue.Queue[str | Delivery | Exception | None] = queue.Queue()
+        self.sent: dict[str, int] = {}
 
-    try:
-        for cell, reason in train_cells(session, cells, say=outbox.put, on_trained=send).items():
-            outbox.put(Delivery(cell.name, {}, reason))
-        outbox.put(None)
-    except Exception as error:
-        outbox.put(error)
+    def train(self, data: np.ndarray, states: list[State]) -> Iterator[str | Delivery | State | Exception]:
+        """Train; an exception is the last that is given, an ``OSError`` or ``InputError`` only before it begins."""
+        threading.Thread(target=self._train, args=(data, states), daemon=True).start()
+        while True:
+            sent = None
+            with suppress(queue.Empty):
+                sent = self.outbox.get(timeout=LOOK_EVERY)
+                if sent is None:
+                    return
+            for cell in self.cells:  # before the cell itself, whose state is gone then
+                yield from _states(self.folder / "scratch", cell.name, self.sent)
+            if sent is not None:
+                yield sent
+
+    def _train(self, data: np.ndarray, states: list[State]) -> None:
+        try:
+            session = self._session(data, states)
+        except Exception as error:
+            self.outbox.put(error)
+            return
+
+        def send(cell: Cell) -> None:
+            files = run_files(session.runs, cell)
+            self.outbox.put(Delivery(cell.name, {name: getattr(files, name).read_bytes() for name in FILES}))
+
+        try:
+            for cell, reason in train_cells(session, self.cells, say=self.outbox.put, on_trained=send).items():
+                self.outbox.put(Delivery(cell.name, {}, reason))
+            self.outbox.put(None)
+        except Exception as error:
+            self.outbox.put(RuntimeError(f"{type(error).__name__}: {error}"))
+
+    def _session(self, data: np.ndarray, states: list[State]) -> Session:
+        scratch, path = self.folder / "scratch", self.folder / DATA.name
+        for state in states:
+            (scratch / state.cell).mkdir(parents=True, exist_ok=True)
+            (scratch / state.cell / state.name).write_bytes(state.content)
+            self.sent[f"{state.cell}/{state.name}"] = (scratch / state.cell / state.name).stat().st_mtime_ns
+        data.tofile(path)
+        session = Session(self.study, path, self.folder / "runs", scratch, self.settings, self.outbox.put)
+        path.unlink()  # now, since a task that is killed leaves its folder behind
+        return session
 
 
-def versions() -> dict[str, str]:
-    """What has to be the same on all nodes, by name."""
-    return {
-        "code": provenance.code_digest()[:12],
-        "python": platform.python_version(),
-        **{name: version(name) for name in ("torch", "numpy", "safetensors")},
-    }
+# ---- On both ---------------------------------------------------------------------------------------------------
 
 
-# ---- On the driver ---------------------------------------------------------------------------------------------
+def _versions(alike: bool) -> dict[str, str]:
+    """What has to be the same on all nodes, by name: the code, and, where torch computes, the libraries."""
+    packages = Path(numerics.__file__).parent, Path(native.__file__).parent
+    files = [path for package in packages for path in sorted(package.rglob("*")) if path.suffix in SOURCES]
+    versions = {"code": sha256_of(files, packages[0].parent)[:12]}
+    if alike:
+        versions |= {"python": platform.python_version()}
+        versions |= {name: version(name) for name in ("torch", "numpy", "safetensors")}
+    return versions
 
 
-def _on_gpu(gpus: float) -> bool:
-    """Whether a cluster with so many GPUs trains on them."""
-    given = os.environ.get("RESNET_CIFAR_DEVICE", "")
-    if given not in ("", "cpu", "cuda"):
-        raise InputError(
-            f"RESNET_CIFAR_DEVICE is {given!r}; with --ray it should be cpu or cuda, since Ray picks the GPU."
-        )
-    if given == "cuda" and gpus < 1:
-        raise InputError("RESNET_CIFAR_DEVICE is 'cuda'; no node of the cluster has a GPU.")
-    return gpus >= 1 and given != "cpu"
+def _states(scratch: Path, cell: str, sent: dict[str, int] | None = None) -> Iterator[State]:
+    """The saved states of a cell; with ``sent``, those that are new since it was noted there."""
+    for path in sorted((scratch / cell).glob("*.safetensors")):
+        with suppress(FileNotFoundError):  # the cell is trained meanwhile
+            written, key = path.stat().st_mtime_ns, f"{cell}/{path.name}"
+            if sent is None or sent.get(key) != written:
+                yield State(cell, path.name, path.read_bytes())
+            if sent is not None:
+                sent[key] = written
 
 
-def _difference(theirs: dict[str, str], ours: dict[str, str]) -> str | None:
-    for name, wanted in ours.items():
-        if theirs.get(name) != wanted:
-            return f"its {name} is {theirs.get(name)}, the driver's is {wanted}"
-    return None
+def _place(address: str, node: str) -> str:
+    return f"{address} (node {node[:8]})"
 
 
-def _hand_over(cell: Cell, delivery: Delivery, take: Callable[[Cell, RunFiles], str | None]) -> str | None:
-    with TemporaryDirectory(prefix="resnet-cifar-") as folder:
-        files = RunFiles(Path(folder))
-        for name, content in delivery.files.items():
-            getattr(files, name).write_bytes(content)
-        return take(cell, files)
+def _refuse(place: str, reason: str) -> str:
+    return f"{place} is refused: {reason}"
 
 
 def _reason(error: Exception) -> str:
@@ -335,6 +534,18 @@ def _reason(error: Exception) -> str:
     text = str(error.cause) if isinstance(error, RayTaskError) else str(error)
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__
+
+
+# ---- On the driver ---------------------------------------------------------------------------------------------
+
+
+def _on_gpu(device: str | None, gpus: float) -> bool:
+    """Whether a cluster with so many GPUs trains on them."""
+    if device not in (None, "cpu", "cuda"):
+        raise InputError(
+            f"RESNET_CIFAR_DEVICE is {device!r}; with --ray it should be cpu or cuda, since Ray picks the GPU."
+        )
+    return device == "cuda" or (gpus >= 1 and device is None)
 
 
 @contextmanager

@@ -10,19 +10,19 @@ from collections.abc import Callable
 
 import torch
 
-from resnet_cifar.cells import Cell
-from resnet_cifar.sweep.tree import DATA, RUNS, SCRATCH
-from resnet_cifar.training.packing import Interrupted, StopSignal
+from resnet_cifar.cells import Cell, run_files
+from resnet_cifar.settings import Settings
+from resnet_cifar.sweep.checkout import DATA, RUNS, SCRATCH
+from resnet_cifar.training.stop import Interrupted, StopSignal
 
 LOOK_EVERY = 0.2
 PR_SET_PDEATHSIG = 1
 
 
-def devices() -> list[str]:
+def devices(settings: Settings) -> list[str]:
     """The devices that train: the one that the environment names, or all GPUs, or the CPU."""
-    given = os.environ.get("RESNET_CIFAR_DEVICE", "")
-    gpus = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
-    return [given] if given else gpus or ["cpu"]
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    return [settings.device] if settings.device else [f"cuda:{index}" for index in range(gpus)] or ["cpu"]
 
 
 def share(cells: list[Cell], parts: int) -> list[list[Cell]]:
@@ -35,6 +35,7 @@ def share(cells: list[Cell], parts: int) -> list[list[Cell]]:
 
 def train(
     cells: list[Cell],
+    on: list[str],
     has_run: Callable[[Cell], bool],
     record: Callable[[Cell], None],
     say: Callable[[str], None],
@@ -46,6 +47,8 @@ def train(
     ----------
     cells : list of Cell
         What to train.
+    on : list of str
+        The devices.
     has_run : callable
         Whether a cell's finished run is there.
     record : callable
@@ -66,11 +69,11 @@ def train(
         After SIGINT or SIGTERM, when every process has saved its cells' states.
     """
     SCRATCH.mkdir(exist_ok=True)
-    parts = share(cells, len(devices()))
+    parts = share(cells, len(on))
     workers: list[_Worker] = []
     with StopSignal() as stop:
         try:
-            for device, part in zip(devices(), parts, strict=False):
+            for device, part in zip(on, parts, strict=False):
                 workers.append(_Worker(device, part, lock, device if len(parts) > 1 else ""))
             while not stop.received and any(worker.running for worker in workers):
                 for worker in workers:
@@ -96,6 +99,7 @@ class _Worker:
 
     def __init__(self, device: str, cells: list[Cell], lock: int, prefix: str) -> None:
         self.device, self.waiting, self.prefix = device, list(cells), prefix
+        self.seen: dict[Cell, int] = {}
         log = SCRATCH / f"sweep-{device.replace(':', '-')}.log"
         command = [sys.executable, "stages/train.py", "--data", DATA, "--runs", RUNS, "--scratch", SCRATCH]
         with log.open("w") as output:
@@ -131,9 +135,18 @@ class _Worker:
             self.last = line
             if not line.startswith("error: "):
                 say(f"{self.prefix} {line}".strip())
-        for cell in [cell for cell in self.waiting if has_run(cell)]:
-            record(cell)
+        for cell in [cell for cell in self.waiting if self._is_new(cell) and has_run(cell)]:
             self.waiting.remove(cell)
+            record(cell)
+
+    def _is_new(self, cell: Cell) -> bool:
+        """Whether the cell's record was written since this was asked last."""
+        try:
+            written = run_files(RUNS, cell).record.stat().st_mtime_ns
+        except FileNotFoundError:
+            return False
+        before, self.seen[cell] = self.seen.get(cell), written
+        return written != before
 
 
 def _end_with_parent() -> None:

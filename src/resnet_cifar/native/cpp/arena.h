@@ -25,7 +25,7 @@ class Arena {
   }
   // After the first round; false if there is no memory.
   bool reserve() {
-    used_ = next_;
+    used_ = (next_ + kHugePage - 1) / kHugePage * kHugePage;  // the last page is huge as well
     next_ = 0;
     void* place = mmap(nullptr, used_ + kHugePage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (place == MAP_FAILED) return false;

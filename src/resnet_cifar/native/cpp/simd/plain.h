@@ -42,10 +42,10 @@ RC_INLINE Vec operator*(Vec x, const Vec& y) {
   for (int i = 0; i < 16; i++) x.lane[i] *= y.lane[i];
   return x;
 }
-// x*y + z rounded once. The product is exact in double. The sum is rounded to odd: if inexact, its last bit is
-// made 1, so that no tie or nearer value arises for the second rounding, to float (Boldo & Melquiond 2008, "Emulation of
-// a FMA and correctly rounded sums"). std::fma would be as fast where the processor has the instruction, and far slower
-// where it has not. Infinity and NaN pass: their error is NaN, neither above nor below 0.
+// x*y + z rounded once. The product is exact in double. The sum is rounded to odd: if inexact, its last bit is made 1,
+// so that the second rounding, to float, meets no tie that was none (Boldo & Melquiond 2008, "Emulation of a FMA and
+// correctly rounded sums"). std::fma is as fast where the processor has the instruction, and far slower where it has
+// not. Infinity and NaN pass: their error is NaN, neither above nor below 0.
 RC_INLINE float fma(float x, float y, float z) {
   const double product = (double)x * y, addend = z;
   const double sum = product + addend, part = sum - product;

@@ -1,0 +1,22 @@
+"""The console command ``resnet-cifar``."""
+
+import argparse
+
+from resnet_cifar.commands import sweep
+from resnet_cifar.errors import exit_with
+
+
+def main() -> None:
+    """Run the command."""
+    exit_with(_main)
+
+
+def _main() -> None:
+    parser = argparse.ArgumentParser(prog="resnet-cifar", description="Many cells at once, recorded in DVC.")
+    sweep.add_to(parser.add_subparsers(required=True, metavar="COMMAND"))
+    args = parser.parse_args()
+    args.run(args)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,311 @@
+"""The ways to run a sweep, from the plan to the last line."""
+
+import fcntl
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from dvc.exceptions import DvcException
+
+from resnet_cifar import machine, params
+from resnet_cifar.cells import Cell, RunFiles, run_files
+from resnet_cifar.errors import InputError, needs_extra
+from resnet_cifar.numerics.graph import GraphEngine
+from resnet_cifar.progress import clock
+from resnet_cifar.settings import Settings
+from resnet_cifar.sweep import local
+from resnet_cifar.sweep.checkout import DATA, RUNS, SCRATCH, Checkout, check_checkout, engine_of
+from resnet_cifar.sweep.estimate import estimate
+from resnet_cifar.sweep.ledger import Ledger, Plan, make_data
+from resnet_cifar.training.engines import Computer
+from resnet_cifar.training.stop import Interrupted
+
+Say = Callable[[str], None]
+
+QUICK = 1.0  # seconds in which cells are recorded one by one
+PAUSE = 10.0  # where it takes longer: the pause after a recording, in times of its length
+
+
+class Sweep:
+    """Cells on their way into DVC: the checkout they must come from, the ledger, and the count."""
+
+    def __init__(self, say: Say) -> None:
+        self.say = say
+        self.checkout, self.ledger = Checkout.read(), Ledger()
+        self.recorded = self.total = 0
+        self.arrived: list[Cell] = []  # whose files are in runs/, and which wait to be recorded
+        self.due = 0.0
+        self.failed: dict[Cell, str] = {}
+
+    def record(self, cell: Cell) -> None:
+        """Record a cell whose files are in ``runs/``: at once, or, where DVC takes long, with those that come next."""
+        self.arrived.append(cell)
+        if time.monotonic() >= self.due:
+            self.settle()
+
+    def settle(self) -> None:
+        """Record the cells that wait for it.
+
+        Raises
+        ------
+        InputError
+            If the checkout is not what it was, so that no cell can be recorded any more.
+        """
+        if not self.arrived:
+            return
+        self.checkout.check_unchanged()
+        began = time.monotonic()
+        failed = self.ledger.record(self.arrived)
+        for cell in self.arrived:
+            if cell in failed:
+                self.failed[cell] = f"{cell}: trained but not recorded ({_line(failed[cell])}); it stays in {RUNS}"
+                self.say(self.failed[cell])
+            else:
+                self.recorded += 1
+                self.say(f"{cell}: recorded, {self.recorded} of {self.total}")
+        self.arrived = []
+        took = time.monotonic() - began
+        self.due = time.monotonic() + (PAUSE * took if took > QUICK else 0.0)
+
+    def end(self) -> list[str]:
+        """Record what waits, and once more what could not be recorded; return why some still cannot be."""
+        self.settle()
+        self.arrived, self.failed = list(self.failed), {}
+        self.settle()
+        return list(self.failed.values())
+
+    def take(self, cell: Cell, files: RunFiles) -> str | None:
+        """Bring a cell that was trained elsewhere to ``runs/`` and record it, or return why it does not come there."""
+        difference = self.checkout.difference(cell, files)
+        if difference:
+            return f"refused, {difference}"
+        try:
+            _bring(files, run_files(RUNS, cell))
+        except OSError as error:
+            return f"trained but not kept ({_line(error)})"
+        self.record(cell)
+        return None
+
+    def restore(self, but: list[Cell]) -> Plan:
+        """Restore what DVC has of the cells that are not up to date, ``but`` some; return what is left to do."""
+        self.ledger.pull_run_cache()
+        plan = self.ledger.plan(self.checkout.has_run)
+        restored = self.ledger.restore([cell for cell in plan.restored if cell not in but])
+        if restored:
+            self.say(f"{_count(restored)} restored from DVC: {_names(restored)}")
+        return Plan(plan.finished, restored, plan.stale + [cell for cell in plan.restored if cell not in restored])
+
+    def begin(self) -> list[Cell]:
+        """Restore what DVC has, record what is finished; return the cells to train."""
+        plan = self.restore(but=[])
+        self.total = len(plan.finished) + len(plan.stale)
+        self.arrived += plan.finished
+        self.settle()
+        if plan.stale:
+            self.say(f"{_count(plan.stale)} to train: {_names(plan.stale)}")
+        return plan.stale
+
+    def check_engines(self, engine: Callable[[Cell], str], wanted: bool) -> None:
+        """Say or refuse that the cells to train get another engine than those of the study that are trained already.
+
+        Parameters
+        ----------
+        engine : callable
+            The engine that would train a cell.
+        wanted : bool
+            Whether the environment asks for that engine. If it does not, the native one is not left without a word.
+
+        Raises
+        ------
+        InputError
+            If the native engine trained some and cannot be used now.
+        """
+        for cell, before in self.checkout.engines(self.checkout.study.list_cells()).items():
+            if before == engine(cell):
+                continue
+            difference = f"{cell} was trained by the engine {before!r}, and {engine(cell)!r} would train the others"
+            if before == "native" and engine(cell) == "eager" and not wanted:
+                raise InputError(
+                    f"{difference}, because the native one cannot be used here; a table must not mix engines: mend "
+                    "that, or set RESNET_CIFAR_SIMD=none to train with PyTorch."
+                )
+            self.say(f"{difference}: the table will mix them")
+            return
+
+
+def train(settings: Settings, say: Say, on_ray: bool = False, address: str | None = None) -> None:
+    """Bring every cell up to date: record what is finished, restore what DVC has, train the rest.
+
+    Parameters
+    ----------
+    settings : Settings
+        What the environment says.
+    say : callable
+        Gets lines of progress.
+    on_ray : bool
+        Train on a Ray cluster instead of in processes of this machine.
+    address : str, optional
+        The cluster, as Ray writes it.
+
+    Raises
+    ------
+    InputError
+        At the end, if cells failed; it says which and why.
+    """
+    if on_ray:
+        with needs_extra("ray"):
+            from resnet_cifar.sweep import cluster
+    with _alone(say) as lock:
+        sweep = Sweep(say)
+        stale = sweep.begin()
+        failed: list[str] = []
+        try:
+            if stale and on_ray:
+                study, check = sweep.checkout.study, sweep.check_engines
+                failed = cluster.train(study, stale, settings, sweep.take, say, check, address)
+            elif stale:
+                devices = local.devices(settings)
+                _check_local_engines(sweep, settings, devices[0])
+                failed = local.train(stale, devices, sweep.checkout.has_run, sweep.record, say, lock)
+        except Interrupted as interrupted:
+            sweep.settle()
+            say(f"interrupted with {sweep.recorded} of {sweep.total} recorded; the same command goes on from there")
+            sys.exit(128 + interrupted.signum)
+        failed = sweep.end() + failed
+    if failed:
+        raise InputError(f"{sweep.recorded} of {sweep.total} cells recorded; {'; '.join(failed)}")
+    say("every cell is up to date; `dvc repro` evaluates and reports")
+
+
+def dry_run(settings: Settings, say: Say) -> None:
+    """Print what a sweep would train and about how long; change nothing."""
+    study = params.load()
+    check_checkout()
+    has_run = Checkout.read().has_run if DATA.exists() else lambda _: False
+    with _dvc_in_a_sentence():
+        plan = Ledger().plan(has_run)
+    for cells, what in ((plan.finished, "recorded, being trained already"), (plan.restored, "restored from DVC")):
+        if cells:
+            print(f"{_count(cells)} would be {what}: {_names(cells)}")
+    if not plan.stale:
+        print("no cell would be trained")
+        return
+    devices = local.devices(settings)
+    computer = Computer(replace(settings, device=devices[0]), say)
+    seconds = estimate(computer, study, plan.stale, settings.pack, len(devices))
+    print(f"{_count(plan.stale)} would be trained: {_names(plan.stale)}")
+    print(f"in about {clock(seconds)} on {len(devices)} x {machine.device_name(computer.device)}")
+
+
+def record_from(source: Path, say: Say) -> None:
+    """Record the study's cells that lie in ``source``, each if it answers what this checkout asks.
+
+    What DVC has of the others is restored, so that no engine comes beside another one in the table unnoticed.
+
+    Raises
+    ------
+    InputError
+        If there are none, or some were refused; the lines before it say why.
+    """
+    study = params.load()
+    cells = [cell for cell in study.list_cells() if run_files(source, cell).folder.is_dir()]
+    if not cells:
+        raise InputError(
+            f"{source} holds no cell of params.yaml; it should be what `stages/train.py --runs` was given."
+        )
+    with _alone(say):
+        sweep = Sweep(say)
+        sweep.restore(but=cells)
+        sweep.total = len(cells)
+        engines = sweep.checkout.engines([cell for cell in study.list_cells() if cell not in cells])
+        for cell in cells:
+            files = run_files(source, cell)
+            refusal = sweep.checkout.difference(cell, files) or _mixture(cell, engine_of(files), engines, study)
+            failure = f"refused, {refusal}" if refusal else sweep.take(cell, files)
+            if failure:
+                say(f"{cell}: {failure}")
+            else:
+                engines[cell] = engine_of(files)
+        sweep.end()
+    if sweep.recorded < sweep.total:
+        left = sweep.total - sweep.recorded
+        raise InputError(f"{left} of {_count(cells)} in {source} could not be recorded, as said above.")
+
+
+def _mixture(cell: Cell, engine: str, engines: dict[Cell, str], study: params.Study) -> str | None:
+    """In what way the table would mix engines, in words, if a cell of this engine stood beside the others."""
+    # The native engine has no shortcut B: there, on a CPU, plain networks are its and residual ones torch's.
+    alike = [other for other in engines if study.model.shortcut == "A" or other.net == cell.net]
+    for other in alike:
+        if engines[other] != engine:
+            return f"its engine is {engine!r}, {other}'s is {engines[other]!r}, and a table must not mix engines"
+    return None
+
+
+def _check_local_engines(sweep: Sweep, settings: Settings, device: str) -> None:
+    if device != "cpu":  # here no context on a GPU is needed to know it
+        sweep.check_engines(lambda _: GraphEngine.name, wanted=True)
+        return
+    computer = Computer(replace(settings, device=device), sweep.say)
+    study = sweep.checkout.study
+    sweep.check_engines(lambda cell: computer.arithmetic(study.recipe(cell)).engine, wanted=not computer.fallback)
+
+
+def _bring(there: RunFiles, here: RunFiles) -> None:
+    """Copy a cell's files so that whatever happens, there is the old run, none, or the whole new one."""
+    if there.folder.resolve() == here.folder.resolve():
+        return
+    arriving = RunFiles(SCRATCH / "arriving")
+    shutil.rmtree(arriving.folder, ignore_errors=True)
+    arriving.folder.mkdir(parents=True)
+    for name in ("weights", "history", "record"):
+        shutil.copyfile(getattr(there, name), getattr(arriving, name))
+    here.folder.parent.mkdir(exist_ok=True)
+    shutil.rmtree(here.folder, ignore_errors=True)
+    arriving.folder.rename(here.folder)
+
+
+@contextmanager
+def _alone(say: Say) -> Iterator[int]:
+    """Hold the checkout against other sweeps, bring its data set up to date; give the lock's file descriptor.
+
+    Training processes inherit it: those of a sweep that was killed are waited for too.
+    """
+    params.load()
+    check_checkout()
+    SCRATCH.mkdir(exist_ok=True)
+    with (SCRATCH / "sweep.lock").open("w") as file, _dvc_in_a_sentence():
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say("waiting for another sweep in this checkout to end")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        make_data()
+        yield file.fileno()
+
+
+@contextmanager
+def _dvc_in_a_sentence() -> Iterator[None]:
+    try:
+        yield
+    except DvcException as error:
+        raise InputError(f"DVC could not go on: {_line(error)}.") from None
+
+
+def _line(error: Exception) -> str:
+    """An error in one line, a system's with the file's name."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return " ".join(str(error).split()).rstrip(".") or type(error).__name__
+
+
+def _count(cells: list[Cell]) -> str:
+    return f"{len(cells)} cell{'s' * (len(cells) != 1)}"
+
+
+def _names(cells: list[Cell]) -> str:
+    return ", ".join(map(str, cells))
