@@ -145,7 +145,10 @@ def matches(name: str, patterns: tuple[str, ...] | dict[str, str]) -> bool:
 
 
 def is_empty(name: str) -> bool:
-    return name.endswith("__init__.py") and not (PACKAGE / name).read_text().strip()
+    """Whether a package's file says nothing but what the package is."""
+    if not name.endswith("__init__.py"):
+        return False
+    return all(isinstance(node, ast.Expr) for node in ast.parse((PACKAGE / name).read_text()).body)
 
 
 # ---- The tables

@@ -284,7 +284,7 @@ def test_one_run_has_dashes_and_stands_beside_the_papers_one_run(rendered):
 def test_a_quick_run_says_so_first_and_compares_with_nothing(rendered):
     text = (rendered() / "metrics.md").read_text()
     first, _, rest = text.partition("\n")
-    assert "quick run of 40 iterations" in first
+    assert "quick run of 100 iterations" in first
     assert "Article" not in rest
     assert "8.75" not in rest
 
@@ -385,7 +385,7 @@ def test_machine_readable_files(rendered, tmp_path):
     errors = results.loc[results["n"] == 9, "test_error"]
     assert metrics["ResNet-56"]["error_mean"] == pytest.approx(errors.mean(), abs=1e-4)
     curves = pd.read_csv(folder / "curves.csv")
-    assert list(curves["iteration"]) == [20, 40] * 4
+    assert list(curves["iteration"]) == [50, 100] * 4
 
 
 def test_published_values_are_those_of_the_papers_table_6(tmp_path):
