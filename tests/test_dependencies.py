@@ -145,7 +145,9 @@ def matches(name: str, patterns: tuple[str, ...] | dict[str, str]) -> bool:
 
 
 def is_empty(name: str) -> bool:
-    return name.endswith("__init__.py") and not (PACKAGE / name).read_text().strip()
+    """Whether a package's __init__.py has nothing but its docstring."""
+    tree = ast.parse((PACKAGE / name).read_text())
+    return name.endswith("__init__.py") and len(tree.body) <= (ast.get_docstring(tree) is not None)
 
 
 # ---- The tables
