@@ -145,10 +145,9 @@ def matches(name: str, patterns: tuple[str, ...] | dict[str, str]) -> bool:
 
 
 def is_empty(name: str) -> bool:
-    """Whether a package's file says nothing but what the package is."""
-    if not name.endswith("__init__.py"):
-        return False
-    return all(isinstance(node, ast.Expr) for node in ast.parse((PACKAGE / name).read_text()).body)
+    """Whether a package's __init__.py has nothing but its docstring."""
+    tree = ast.parse((PACKAGE / name).read_text())
+    return name.endswith("__init__.py") and len(tree.body) <= (ast.get_docstring(tree) is not None)
 
 
 # ---- The tables
