@@ -1,8 +1,10 @@
 """Train cells: runs/<cell>/{weights.safetensors, history.csv, run.json}."""
 
+import signal
 import sys
 from pathlib import Path
 
+signal.signal(signal.SIGINT, signal.SIG_DFL)  # until main: the imports take seconds, and Ctrl-C needs no traceback
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 from resnet_cifar.commands.train import main

@@ -18,7 +18,8 @@ def load(path: Path) -> Dataset:
         If the file is missing or is not what the preprocess stage writes.
     """
     try:
-        return Dataset.of(load_file(path))
+        # Copies: load_file maps the file, and what another process writes into it would be trained on.
+        return Dataset.of({name: tensor.clone() for name, tensor in load_file(path).items()})
     except FileNotFoundError:
         raise InputError(f"{path} does not exist: make it with `dvc repro preprocess`.") from None
     except (OSError, SafetensorError, KeyError) as error:

@@ -95,7 +95,7 @@ class State:
 
 @dataclass(frozen=True)
 class Batches:
-    """What each step sees, all of shape (steps, batch size), as in a :class:`resnet_cifar.batches.BatchStream`.
+    """What each step sees, all of shape (steps, batch size), as in :class:`resnet_cifar.numerics.batches.Rows`.
 
     Attributes
     ----------
@@ -288,7 +288,7 @@ class NativeNetwork:
         lr : array_like
             The learning rate of each step; this and the next two are rounded to float32 first.
         momentum, weight_decay : float
-            As in :func:`resnet_cifar.training.protocol.sgd_`.
+            As in :func:`resnet_cifar.numerics.network.sgd_`.
 
         Returns
         -------

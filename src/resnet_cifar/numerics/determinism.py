@@ -4,7 +4,10 @@ import os
 
 import torch
 
-VARIABLES = ("ATEN_", "CUBLAS", "CUDNN_", "DNNL_", "MKL_", "MKLDNN_", "NVIDIA_TF32", "ONEDNN_", "TORCH_")
+VARIABLES = (
+    *("ATEN_CPU_CAPABILITY", "CUBLAS", "CUDNN_", "DNNL_", "MKL_", "MKLDNN_", "NVIDIA_TF32", "ONEDNN_"),
+    *("TORCH_ALLOW_TF32", "TORCH_BLAS", "TORCH_CUDNN"),
+)
 """How the names of the environment's variables begin that change torch's arithmetic."""
 
 

@@ -88,7 +88,7 @@ class TorchNetwork:
         pieces = vector.split([shape.numel() for shape in self.shapes.values()])
         return {name: _view(piece, shape) for piece, (name, shape) in zip(pieces, self.shapes.items(), strict=True)}
 
-    def load(self, rows: Rows, rates: "torch.Tensor") -> None:
+    def load(self, rows: Rows, rates: Tensor) -> None:
         """Put the batches and learning rates of the next iterations, at most ``window``, on the device."""
         for mine, given in zip((self.index, self.top, self.left, self.flip), rows, strict=True):
             mine[: len(given)].copy_(torch.from_numpy(given))

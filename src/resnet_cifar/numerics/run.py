@@ -41,6 +41,8 @@ class Run:
         How many are done.
     loss : float
         That of the last one, NaN before the first.
+    whole : bool
+        Whether the state can be saved now: it cannot in the middle of some iterations or of an evaluation.
     """
 
     def __init__(self, recipe: Recipe, data: Dataset, engine: Engine) -> None:
@@ -49,6 +51,7 @@ class Run:
         self.labels = {name: split.labels.cpu().numpy() for name, split in data.held_out.items()}
         self.iteration = 0
         self.loss = math.nan
+        self.whole = True
         self._losses: list[float] = []  # since the last point of the curve
         self._errors = 0
         columns = [f"{name}_{what}" for name in ("train", *self.labels) for what in ("loss", "error")]
@@ -67,6 +70,7 @@ class Run:
             If a loss is not finite.
         """
         while not self.finished:
+            self.whole = False
             due = self.recipe.next_evaluation(self.iteration)
             count = min(self.engine.stretch, due - self.iteration)
             rates = learning_rates(self.recipe, self.iteration, count)
@@ -80,6 +84,7 @@ class Run:
             self._errors += int(outcome.errors.sum())
             if self.iteration == due:
                 self._note((yield from self.engine.evaluate()), float(rates[-1]))
+            self.whole = True
             yield Turn.WHOLE
 
     def _note(self, logits: dict[str, np.ndarray], rate: float) -> None:
@@ -110,7 +115,7 @@ class Run:
         return state | {name: torch.tensor(self.iteration) for name in counters}
 
     def saved(self) -> tuple[dict[str, Tensor], dict[str, object]]:
-        """What a resumed run needs: tensors by name, and the rest as JSON can hold it. At a whole turn only."""
+        """What a resumed run needs: tensors by name, and the rest as JSON can hold it. Only while ``whole``."""
         tensors = {f"engine.{name}": tensor.cpu() for name, tensor in self.engine.tensors().items()}
         tensors["losses"] = torch.tensor(self._losses, dtype=torch.float64)
         return tensors, {"iteration": self.iteration, "errors": self._errors, "curve": self._curve[1:]}

@@ -1,6 +1,7 @@
 """One cell in training on this machine: its run, its clock, its saved state, its files."""
 
 import time
+from contextlib import suppress
 
 import torch
 
@@ -71,20 +72,20 @@ class CellRun:
             If the state cannot be written.
         """
         turn = next(self._turns)
-        self.finished = self.run.finished and turn is Turn.WHOLE
-        due = time.monotonic() - self.written >= self.session.settings.save_every
-        if turn is Turn.WHOLE and due and not self.finished:
+        self.finished = self.run.finished and self.run.whole
+        if self.run.whole and time.monotonic() - self.written >= self.session.settings.save_every:
             self.save()
         return turn
 
     def stop(self) -> None:
         """Go on to where the state is whole, and save it."""
-        while self.run.iteration > self.stored and not self.finished and self.turn() is not Turn.WHOLE:
-            pass
+        while not self.run.whole:
+            if next(self._turns, None) is None:  # a fault of this program ended it before
+                return
         self.save()
 
     def save(self) -> None:
-        """Save the state, at a whole turn, if it is not saved yet."""
+        """Save the state, while it is whole, if it is not saved yet."""
         if self.run.iteration > self.stored:
             self.past.seconds, self.began = self.seconds, time.monotonic()
             self.state.save(self.run, self.past)
@@ -93,6 +94,8 @@ class CellRun:
 
     def finish(self) -> Record:
         """Write the cell's files, the record last; remove the saved state; return the record."""
+        with suppress(OSError):  # where even the files cannot be written, nothing has to be trained again
+            self.save()
         files = run_files(self.session.runs, self.cell)
         files.folder.mkdir(parents=True, exist_ok=True)
         files.record.unlink(missing_ok=True)

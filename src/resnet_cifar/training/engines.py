@@ -48,6 +48,7 @@ class Computer:
         self.device = machine.choose_device(settings.device)
         self.threads = settings.threads
         configure(self.device, self.threads)
+        self.code = code_digest()  # now, while it is the code that runs
         self.native: Library | None = None
         self.fallback = ""
         if self.device.type == "cpu":
@@ -78,7 +79,7 @@ class Computer:
 
     def _is_native(self, recipe: Recipe) -> bool:
         supported = recipe.net == "plain" or recipe.shortcut == "A"
-        return self.native is not None and recipe.precision == "fp32" and supported
+        return self.native is not None and self.precision(recipe) == "fp32" and supported
 
     def arithmetic(self, recipe: Recipe) -> Arithmetic:
         """What has to be equal for the same bytes."""
@@ -93,7 +94,7 @@ class Computer:
         return Arithmetic(
             engine=engine,
             precision=precision,
-            code=code_digest(),
+            code=self.code,
             device=self._device_kind(),
             threads=None if on_gpu else self.threads,
             torch=str(torch.__version__),
@@ -109,7 +110,7 @@ class Computer:
             simd=self.native.set if self.native else None,
             torch=str(torch.__version__),
             numpy=np.__version__,
-            code=code_digest(),
+            code=self.code,
         )
 
     def _device_kind(self) -> str:

@@ -38,10 +38,10 @@ class Session:
         self.study, self.runs, self.scratch, self.settings = study, runs, scratch, settings
         for folder in (runs, scratch):  # now, and not after the training
             folder.mkdir(parents=True, exist_ok=True)
-        self.computer = Computer(settings, say)
         loaded = dataset.load(data)
         study.check_batch(len(loaded.train))
         self.data_digest = sha256(data)
+        self.computer = Computer(settings, say)  # which may compile the native engine
         self.dataset = loaded.to(self.computer.device)
 
     def recipe(self, cell: Cell) -> Recipe:

@@ -105,14 +105,9 @@ class _Pack:
         """Begin cells as long as there are places; False if nothing is left to do."""
         while self.waiting and len(self.active) < self.places:
             cell = self.waiting.pop(0)
-            if (
-                self.streams[0]
-                and self.active
-                and not memory.has_room(self.session.computer, self.session.recipe(cell))
-            ):
-                self.places = len(self.active)
-                self.waiting.insert(0, cell)
-                self.say(f"{cell}: no memory beside {self.places} others; training {self.places} at once from here on")
+            on_gpu = self.streams[0] is not None
+            if on_gpu and self.active and not memory.has_room(self.session.computer, self.session.recipe(cell)):
+                self._put_back(cell)
                 break
             self._guard(cell, lambda cell=cell: self._begin(cell))
             if cell in self.failed:  # before its first iteration
@@ -121,13 +116,25 @@ class _Pack:
 
     def _begin(self, cell: Cell) -> None:
         stream = next(s for s in self.streams if s is None or s not in [run.stream for run in self.active])
-        run = CellRun(self.session, cell, stream)
+        try:
+            run = CellRun(self.session, cell, stream)
+        except torch.OutOfMemoryError:
+            if not self.active:
+                raise
+            self._put_back(cell)
+            return
         self.active.append(run)
         self.progress.start += run.resumed
         if run.left_aside:
             self.say(f"{cell}: begins anew; {run.left_aside}")
         elif run.resumed:
             self.say(f"{cell}: goes on from iteration {run.resumed:,}")
+
+    def _put_back(self, cell: Cell) -> None:
+        """Have a cell wait for the end of one of those that run."""
+        self.places = len(self.active)
+        self.waiting.insert(0, cell)
+        self.say(f"{cell}: no memory beside {self.places} others; training {self.places} at once from here on")
 
     def turn(self) -> bool:
         """Give every cell a turn, and finish those that are done; False if all wait for the device."""
