@@ -3,6 +3,7 @@
 import json
 import re
 import sys
+from collections.abc import Iterator
 
 import pytest
 import yaml
@@ -15,13 +16,15 @@ CELL = "train@resnet-1-0"
 
 
 @pytest.fixture(scope="module")
-def clone(tmp_path_factory) -> Clone:
-    """After a first `dvc repro`."""
-    made = Clone(tmp_path_factory.mktemp("clone"))
-    output = made.dvc("repro")
-    assert ran(output) == ["preprocess", CELL, "evaluate@resnet-1-0", "report"]
-    made.save()
-    return made
+def clone(tmp_path_factory) -> Iterator[Clone]:
+    """After a first `dvc repro`, with the engine that users have."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("RESNET_CIFAR_SIMD")
+        made = Clone(tmp_path_factory.mktemp("clone"))
+        output = made.dvc("repro")
+        assert ran(output) == ["preprocess", CELL, "evaluate@resnet-1-0", "report"]
+        made.save()
+        yield made
 
 
 @pytest.fixture
