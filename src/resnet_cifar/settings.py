@@ -23,6 +23,9 @@ HELP = {
 }
 """What each variable means, by name."""
 
+TRAINING = tuple(name for name in HELP if name.startswith("RESNET_CIFAR_"))
+"""Those that say how cells are trained."""
+
 
 @dataclass(frozen=True)
 class Settings:

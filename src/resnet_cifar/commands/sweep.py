@@ -15,15 +15,7 @@ Interrupted, it keeps what is recorded; the same command goes on from there.
 """
 
 EPILOG = f"""\
-{
-    settings.explain(
-        "RESNET_CIFAR_DEVICE",
-        "RESNET_CIFAR_PACK",
-        "RESNET_CIFAR_SAVE_EVERY",
-        "RESNET_CIFAR_SIMD",
-        "RESNET_CIFAR_THREADS",
-    )
-}
+{settings.explain(*settings.TRAINING)}
 A device named there is the only one used. docs/cluster.md says what changes with --ray.
 """
 

@@ -25,15 +25,7 @@ safetensors, PyYAML and pydantic, and no DVC.
 `dvc repro` does not know what this trained by hand, and deletes it before it trains the cell itself: give --runs
 another folder and record the cells with `resnet-cifar sweep --from FOLDER`.
 
-{
-    settings.explain(
-        "RESNET_CIFAR_DEVICE",
-        "RESNET_CIFAR_PACK",
-        "RESNET_CIFAR_SAVE_EVERY",
-        "RESNET_CIFAR_SIMD",
-        "RESNET_CIFAR_THREADS",
-    )
-}"""
+{settings.explain(*settings.TRAINING)}"""
 
 
 def main() -> None:

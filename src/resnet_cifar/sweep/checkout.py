@@ -15,6 +15,8 @@ from resnet_cifar.training.engines import code_digest, native_arithmetic
 from resnet_cifar.training.record import Arithmetic, Question
 
 DATA, RUNS, SCRATCH = Path("data/cifar10.safetensors"), Path("runs"), Path("scratch")
+FILES = ("weights", "history", "record")
+"""The files of a run, as :class:`RunFiles` names them."""
 PACKAGE = Path(resnet_cifar.__file__).resolve().parent
 
 

@@ -31,7 +31,7 @@ from resnet_cifar.numerics.graph import GraphEngine
 from resnet_cifar.params import Study
 from resnet_cifar.progress import clock
 from resnet_cifar.settings import Settings
-from resnet_cifar.sweep.checkout import DATA, SCRATCH
+from resnet_cifar.sweep.checkout import DATA, FILES, SCRATCH
 from resnet_cifar.sweep.local import share
 from resnet_cifar.training.engines import Computer, load_native
 from resnet_cifar.training.record import Record
@@ -54,7 +54,6 @@ LOOK_EVERY = 0.5
 REACH = 10.0  # seconds
 PATIENCE = 300.0  # seconds to wait for a node when none is left
 LAST_LINES = 20
-FILES = ("weights", "history", "record")
 SOURCES = {".py", ".h", ".cpp", ".map"}
 
 Take = Callable[[Cell, RunFiles], str | None]

@@ -18,7 +18,7 @@ from resnet_cifar.numerics.graph import GraphEngine
 from resnet_cifar.progress import clock
 from resnet_cifar.settings import Settings
 from resnet_cifar.sweep import local
-from resnet_cifar.sweep.checkout import DATA, RUNS, SCRATCH, Checkout, check_checkout, engine_of
+from resnet_cifar.sweep.checkout import DATA, FILES, RUNS, SCRATCH, Checkout, check_checkout, engine_of
 from resnet_cifar.sweep.estimate import estimate
 from resnet_cifar.sweep.ledger import Ledger, Plan, make_data
 from resnet_cifar.training.engines import Computer
@@ -262,7 +262,7 @@ def _bring(there: RunFiles, here: RunFiles) -> None:
     arriving = RunFiles(SCRATCH / "arriving")
     shutil.rmtree(arriving.folder, ignore_errors=True)
     arriving.folder.mkdir(parents=True)
-    for name in ("weights", "history", "record"):
+    for name in FILES:
         shutil.copyfile(getattr(there, name), getattr(arriving, name))
     here.folder.parent.mkdir(exist_ok=True)
     shutil.rmtree(here.folder, ignore_errors=True)
