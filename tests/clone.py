@@ -33,6 +33,8 @@ class Clone:
         values["train"] |= {"seeds": [0], "iterations": 4, "batch_size": 16, "milestones": [2, 3], "eval_every": 2}
         values["train"]["warmup"]["iterations"] = 1
         preset.write_text("# @package _global_\n" + yaml.safe_dump(values))
+        config = folder / "conf/config.yaml"
+        config.write_text(config.read_text().replace("preset: paper", "preset: quick"))
         pipeline = folder / "dvc.yaml"
         pipeline.write_text(pipeline.read_text().replace("  download:\n", "  download:\n    frozen: true\n"))
         self.compose("model.n=1")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import subprocess
 from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import TypeVar
@@ -42,6 +43,14 @@ def compose_to(path: Path, conf: Path, *overrides: str) -> None:
     from dvc.utils.hydra import compose_and_dump  # here, so that tests/test_cuda.py runs where DVC is not
 
     compose_and_dump(path, str(conf), None, "config", str(conf), list(overrides))
+
+
+def committed(name: str) -> str:
+    """A file as git has it: a `dvc exp run` has every right to leave another one in the working tree."""
+    done = subprocess.run(["git", "show", f":./{name}"], cwd=ROOT, capture_output=True, text=True)
+    if done.returncode != 0:
+        pytest.skip("needs a git checkout")
+    return done.stdout
 
 
 @pytest.fixture(scope="session")

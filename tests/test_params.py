@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 import yaml
-from conftest import ROOT, compose_to
+from conftest import ROOT, committed, compose_to
 from pydantic import BaseModel
 
 from resnet_cifar import params
@@ -15,22 +15,14 @@ from resnet_cifar.errors import InputError
 from resnet_cifar.params import Study
 
 
-def committed(name: str) -> str | None:
-    """A file as git has it, or None outside a checkout."""
-    done = subprocess.run(["git", "show", f":./{name}"], cwd=ROOT, capture_output=True, text=True)
-    return done.stdout if done.returncode == 0 else None
-
-
 def test_params_yaml_is_the_composition_of_conf(tmp_path):
-    """In git. In the working tree a `dvc exp run -S model.n=9` has every right to leave another one."""
+    expected = committed("params.yaml")
     listed = subprocess.run(["git", "ls-files", "conf"], cwd=ROOT, capture_output=True, text=True)
-    if committed("params.yaml") is None or not listed.stdout:
-        pytest.skip("needs a git checkout")
     for name in listed.stdout.splitlines():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(committed(name))
     compose_to(tmp_path / "params.yaml", tmp_path / "conf")
-    assert committed("params.yaml") == (tmp_path / "params.yaml").read_text()
+    assert expected == (tmp_path / "params.yaml").read_text()
 
 
 def study_of(text: str) -> Study:
@@ -60,16 +52,16 @@ def test_a_preset_says_what_it_is_and_composes(compose, path):
     assert study_of(compose(f"preset={path.stem}")).preset == path.stem
 
 
-def test_the_paper_preset_is_all_of_config_yaml(paper_study):
-    """Section 4.2, written out here: 64,000 iterations, a tenth after 32,000 and 48,000, five seeds of four depths."""
+def test_the_paper_preset_is_the_papers_protocol(paper_study):
+    """Section 4.2, written out here: 64,000 iterations, a tenth after 32,000 and 48,000; cells so far."""
     assert paper_study.train.iterations == 64_000
     assert paper_study.train.milestones == [32_000, 48_000]
     assert (paper_study.train.lr, paper_study.train.gamma, paper_study.train.momentum) == (0.1, 0.1, 0.9)
     assert (paper_study.train.batch_size, paper_study.train.weight_decay) == (128, 0.0001)
     assert (paper_study.train.warmup.min_n, paper_study.train.warmup.lr) == (18, 0.01)
-    assert (paper_study.cells.net, paper_study.cells.n) == (["resnet"], [3, 5, 7, 9])
-    assert paper_study.cells.seed == [0, 1, 2, 3, 4]
-    assert paper_study.data.validation == 0
+    assert (paper_study.cells.net, paper_study.data.validation) == (["resnet"], 0)
+    assert set(paper_study.cells.n) <= {3, 5, 7, 9}
+    assert set(paper_study.cells.seed) <= {0, 1, 2, 3, 4}
 
 
 def test_config_then_preset_then_override(compose):
@@ -175,7 +167,7 @@ def test_a_mistake_gives_one_sentence_that_names_the_key(compose, tmp_path, over
 
 def test_a_hand_edit_of_one_of_two_places_is_caught(compose, tmp_path):
     """`dvc repro` reads params.yaml as it is: model.n without cells.n would train what was not asked for."""
-    values = yaml.safe_load(compose())
+    values = yaml.safe_load(compose("preset=quick"))
     values["model"]["n"] = [9]
     path = tmp_path / "params.yaml"
     path.write_text(yaml.safe_dump(values))

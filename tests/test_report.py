@@ -15,6 +15,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from conftest import ROOT, committed
 from dvc.utils.hydra import compose_and_dump
 from matplotlib.figure import Figure
 from PIL import Image
@@ -39,18 +40,20 @@ from resnet_cifar.training.record import Arithmetic, Circumstances, Question, Re
 from resnet_cifar.training.session import Session
 from resnet_cifar.training.train import train_cells
 
-ROOT = Path(__file__).resolve().parents[1]
 THROUGHPUT = ROOT / "benchmarks/throughput.csv"
 PARAMETERS = {3: 269_722, 5: 464_154, 7: 658_586, 9: 853_018, 18: 1_727_962}
 DATA = "d" * 64
+PAPER = ("preset=paper", "model.n=[3,5,7,9]", "train.seeds=[0,1,2,3,4]")
+"""All twenty cells, however many of them are trained."""
 
 
 @cache
 def composed(*overrides: str) -> str:
-    """params.yaml as `dvc exp run -S` writes it."""
+    """params.yaml as `dvc exp run -S` writes it; of the preset ``quick`` where no other is named."""
+    preset = () if any(text.startswith("preset=") for text in overrides) else ("preset=quick",)
     with TemporaryDirectory() as folder:
         path = Path(folder) / "params.yaml"
-        compose_and_dump(path, str(ROOT / "conf"), None, "config", str(ROOT / "conf"), list(overrides))
+        compose_and_dump(path, str(ROOT / "conf"), None, "config", str(ROOT / "conf"), [*preset, *overrides])
         return path.read_text()
 
 
@@ -237,7 +240,7 @@ def test_one_run_has_a_mean_and_nothing_else():
 @pytest.mark.usefixtures("no_figures")
 def test_the_table_of_the_paper_preset(tmp_path):
     """Five runs 8.1, 8.2, 8.3, 8.4, 8.5: s = 0.1581, t(0.975, 4) = 2.776, so 8.30 ± 0.196 and ± 0.481."""
-    study = study_of("preset=paper", "model.n=[3,18]")
+    study = study_of(*PAPER, "model.n=[3,18]")
     make_results(tmp_path, study, {f"resnet-3-{seed}": error for seed, error in enumerate((8.3, 8.1, 8.5, 8.2, 8.4))})
     text = (render(tmp_path, study) / "metrics.md").read_text()
     first, second = _table(text)
@@ -262,7 +265,7 @@ def test_the_table_of_the_paper_preset(tmp_path):
 
 @pytest.mark.usefixtures("no_figures")
 def test_a_paper_run_outside_the_prediction_interval_is_said_to_be(tmp_path):
-    study = study_of("preset=paper", "model.n=3")
+    study = study_of(*PAPER, "model.n=3")
     make_results(tmp_path, study, {f"resnet-3-{seed}": 8.0 + seed / 100 for seed in range(5)})
     (row,) = _table((render(tmp_path, study) / "metrics.md").read_text())
     assert row["The paper's run is"].startswith("outside ")
@@ -270,7 +273,7 @@ def test_a_paper_run_outside_the_prediction_interval_is_said_to_be(tmp_path):
 
 @pytest.mark.usefixtures("no_figures")
 def test_one_run_has_dashes_and_stands_beside_the_papers_one_run(rendered):
-    text = (rendered("preset=paper", "model.n=3", "train.seeds=7") / "metrics.md").read_text()
+    text = (rendered(*PAPER, "model.n=3", "train.seeds=7") / "metrics.md").read_text()
     (row,) = _table(text)
     assert re.fullmatch(r"\d\.\d\d ± –", row["Test error, %"])
     assert (row["95% interval of the mean"], row["The paper's run is"], row["Paper"]) == ("–", "–", "8.75")
@@ -303,7 +306,7 @@ def test_a_quick_run_says_so_first_and_compares_with_nothing(rendered):
     ],
 )
 def test_another_protocol_is_said_to_be_one_and_compared_with_nothing(rendered, overrides, named):
-    text = (rendered("preset=paper", "model.n=3", "train.seeds=0", *overrides) / "metrics.md").read_text()
+    text = (rendered(*PAPER, "model.n=3", "train.seeds=0", *overrides) / "metrics.md").read_text()
     assert "another protocol than the paper's" in text.partition("\n")[0]
     assert f"Not the paper's, and so not compared with it: {named}.\n" in text
     assert "8.75" not in text
@@ -314,7 +317,7 @@ def test_another_protocol_is_said_to_be_one_and_compared_with_nothing(rendered, 
 @pytest.mark.parametrize("asked", ["bf16", "fp32"])
 def test_what_was_trained_in_16_bits_is_compared_with_nothing(tmp_path, asked):
     """One cell in bf16 is enough, and what counts is the precision in force, not the one that was asked for."""
-    study = study_of("preset=paper", "model.n=3", f"train.precision={asked}")
+    study = study_of(*PAPER, "model.n=3", f"train.precision={asked}")
     make_results(tmp_path, study)
     assert read(tmp_path, study).compares
     make_cell(tmp_path, study, Cell("resnet", 3, 2), engine="cuda graph", precision="bf16")
@@ -326,7 +329,7 @@ def test_what_was_trained_in_16_bits_is_compared_with_nothing(tmp_path, asked):
 
 def test_the_papers_protocol_is_that_of_the_preset():
     """Every value of conf/ that decides a byte, for networks with and without a warm-up."""
-    study = study_of("preset=paper", "model.net=[resnet,plain]", "model.n=[3,5,7,9,18,200]")
+    study = study_of(*PAPER, "model.net=[resnet,plain]", "model.n=[3,5,7,9,18,200]")
     assert paper.follows_the_paper(study, {"fp32"})
     for cell in study.list_cells():
         mine, its = study.recipe(cell), paper.recipe(cell)
@@ -336,9 +339,7 @@ def test_the_papers_protocol_is_that_of_the_preset():
 
 @pytest.mark.usefixtures("no_figures")
 def test_plain_networks_have_the_values_read_off_the_figure(rendered):
-    text = (
-        rendered("preset=paper", "model.net=[plain,resnet]", "model.n=3", "model.shortcut=B") / "metrics.md"
-    ).read_text()
+    text = (rendered(*PAPER, "model.net=[plain,resnet]", "model.n=3", "model.shortcut=B") / "metrics.md").read_text()
     resnet, plain = _table(text)
     assert (resnet["Network"], resnet["Paper"]) == ("ResNet-20", "–")  # with shortcut B the paper reports none
     assert (plain["Network"], plain["Paper"]) == ("Plain-20", "≈ 9.7")
@@ -346,14 +347,14 @@ def test_plain_networks_have_the_values_read_off_the_figure(rendered):
 
 @pytest.mark.usefixtures("no_figures")
 def test_where_the_protocol_is_not_the_papers_to_the_letter(tmp_path):
-    study = study_of("preset=paper", "model.n=[9,18]", "train.seeds=0")
+    study = study_of(*PAPER, "model.n=[9,18]", "train.seeds=0")
     make_results(tmp_path, study)
     text = (render(tmp_path, study) / "metrics.md").read_text()
     assert "(0.01 for the first 400 if 110 layers or more)" in text
     assert '400 iterations of warm-up replace the paper\'s "until the training error is below 80%"' in text
     assert "two GPUs" in text
     assert "the learning rate stands outside the velocity" in text
-    shallow = study_of("preset=paper", "model.n=9", "train.seeds=0")
+    shallow = study_of(*PAPER, "model.n=9", "train.seeds=0")
     assert "warm-up" not in (render(tmp_path, shallow) / "metrics.md").read_text()
 
 
@@ -389,7 +390,7 @@ def test_machine_readable_files(rendered, tmp_path):
 
 
 def test_published_values_are_those_of_the_papers_table_6(tmp_path):
-    study = study_of("preset=paper", "model.n=[3,5,7,9,18,200]", "train.seeds=0")
+    study = study_of(*PAPER, "model.n=[3,5,7,9,18,200]", "train.seeds=0")
     make_results(tmp_path, study)
     published = read(tmp_path, study).published
     rows = published[published["source"] == "paper"].set_index("network")
@@ -427,7 +428,7 @@ def test_in_fp32_curve_and_table_are_one_number(tmp_path):
 
 @pytest.mark.usefixtures("no_figures")
 def test_the_hardware_line_counts_the_kinds_of_runs_and_their_hours(tmp_path):
-    study = study_of("preset=paper", "model.n=3")
+    study = study_of(*PAPER, "model.n=3")
     make_results(tmp_path, study)
     text = (render(tmp_path, study) / "metrics.md").read_text()
     assert "**Hardware:** 5 runs on AMD EPYC (16 CPU threads), native engine, fp32. " in text
@@ -488,9 +489,7 @@ def test_without_measurements_there_is_no_section_on_speed(tmp_path):
 # ---- Figures ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "overrides", [("preset=paper",), ("model.n=9", "train.seeds=3"), ("model.net=[resnet,plain]",)]
-)
+@pytest.mark.parametrize("overrides", [PAPER, ("model.n=9", "train.seeds=3"), ("model.net=[resnet,plain]",)])
 def test_figures_are_wide_enough_and_the_same_bytes_again(rendered, tmp_path, overrides):
     folder = rendered(*overrides)
     before = _everything(folder)
@@ -521,7 +520,7 @@ def _legend(figure: Figure) -> list[str]:
 
 
 def test_every_run_is_a_dot_and_every_published_value_a_mark(tmp_path, monkeypatch):
-    study = study_of("preset=paper")
+    study = study_of(*PAPER)
     make_results(tmp_path, study)
     figure = _drawn("error_vs_depth.png", tmp_path, study, monkeypatch)
     (axes,) = figure.axes
@@ -539,7 +538,7 @@ def test_every_run_is_a_dot_and_every_published_value_a_mark(tmp_path, monkeypat
 
 
 def test_the_longest_legend_fits_into_its_figure(tmp_path, monkeypatch):
-    study = study_of("preset=paper", "model.net=[resnet,plain]", "model.n=[3,18]")
+    study = study_of(*PAPER, "model.net=[resnet,plain]", "model.n=[3,18]")
     make_results(tmp_path, study)
     figure = _drawn("error_vs_depth.png", tmp_path, study, monkeypatch)
     assert "Paper, one run or mean of 5 ± std" in _legend(figure)
@@ -720,3 +719,9 @@ def test_the_stage_names_the_extra_that_is_missing(tmp_path, package):
 def test_what_no_extra_brings_is_not_asked_for(module):
     with pytest.raises(ModuleNotFoundError, match=module), needs_extra("pipeline"):
         raise ModuleNotFoundError(f"No module named {module!r}", name=module)
+
+
+def test_the_readme_opens_with_the_reports_table():
+    text = committed("reports/metrics.md")
+    table = "\n".join(line for line in text.partition("\n\n**")[0].splitlines() if line.startswith("|"))
+    assert table in (ROOT / "README.md").read_text().partition("```")[0]

@@ -1,5 +1,6 @@
 """The networks as timm's users meet them."""
 
+import hashlib
 import subprocess
 import sys
 from pathlib import Path
@@ -7,17 +8,21 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+import yaml
+from conftest import ROOT, committed
 from PIL import Image
 from timm.data import create_transform, resolve_data_config
 from timm.models import GraphExtractNet
 from torch import nn
 
 import resnet_cifar.zoo  # noqa: F401  registers the networks
-from resnet_cifar.checkpoint import load_model
+from resnet_cifar.checkpoint import load_model, read
+from resnet_cifar.dataset import load
 from resnet_cifar.errors import InputError
 from resnet_cifar.numerics.models import Architecture, CifarResNet
 from resnet_cifar.numerics.weights import serialize
 
+DATA = ROOT / "data/cifar10.safetensors"
 NETWORKS = [(net, n) for net in ("plain", "resnet") for n in (3, 5, 7, 9, 18)]
 
 
@@ -49,9 +54,32 @@ def pretrained(checkpoint: Path, name: str = "resnet20_cifar10", **kwargs: objec
     return timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **kwargs).eval()
 
 
-def test_all_networks_are_registered_without_weights():
+def test_all_networks_are_registered():
     assert timm.list_models("*_cifar10") == [f"{net}{6 * n + 2}_cifar10" for net, n in NETWORKS]
-    assert timm.list_models("*_cifar10", pretrained=True) == []
+
+
+def test_what_is_pretrained_is_seed_0_of_the_published_study():
+    """Byte for byte what dvc.lock names and store/ holds."""
+    study = yaml.safe_load((ROOT / "conf/preset/paper.yaml").read_text())
+    names = {f"resnet{6 * n + 2}_cifar10": f"resnet-{n}-0" for n in study["model"]["n"]}
+    assert timm.list_models("*_cifar10", pretrained=True) == list(names)
+    for name, cell in names.items():
+        file = Path(timm.get_pretrained_cfg(name).file)
+        assert read(file)[0].name == cell
+        md5 = hashlib.md5(file.read_bytes()).hexdigest()
+        assert (ROOT / "store/files/md5" / md5[:2] / md5[2:]).read_bytes() == file.read_bytes()
+        assert f"- path: runs/{cell}/weights.safetensors\n      hash: md5\n      md5: {md5}\n" in committed("dvc.lock")
+
+
+@pytest.mark.skipif(not DATA.is_file(), reason="needs the data set: dvc repro preprocess")
+def test_the_pretrained_network_makes_the_published_errors():
+    """847 of the 10,000 test images, by PyTorch: the table's 8.47%."""
+    test = load(DATA).test
+    model = timm.create_model("resnet20_cifar10", pretrained=True).eval()
+    with torch.inference_mode():
+        batches = zip(test.images.split(100), test.labels.split(100), strict=True)
+        errors = sum(int((model(images / 255).argmax(1) != labels).sum()) for images, labels in batches)
+    assert errors == 847
 
 
 @pytest.mark.parametrize(("net", "n"), NETWORKS)

@@ -214,5 +214,6 @@ class _Pack:
         if self.session.computer.device.type == "cpu" and left * seconds >= LONG:
             self.say(
                 f"{run.cell}: {left:,} more iterations take about {clock(left * seconds)} on this CPU; interrupted, it "
-                "goes on where it was. `dvc exp run -S preset=quick` shows the pipeline in minutes"
+                "goes on where it was. `dvc repro --pull` takes what is published without training, `dvc exp run -S "
+                "preset=quick` shows the pipeline in minutes"
             )
