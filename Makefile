@@ -10,6 +10,7 @@ TABLE = sed '/^\#\# /,$$d' reports/metrics.md
 
 # The published table: the data from its source, the trained networks from store/. Nothing is trained.
 repro: .venv/installed
+	@dvc repro preprocess
 	@dvc repro --pull
 	@$(TABLE)
 	@echo "The whole report, with figures: reports/metrics.md"
@@ -22,6 +23,7 @@ quick: .venv/installed
 
 # The published networks once more on the test images: git sees no difference.
 evaluate: .venv/installed
+	@dvc repro preprocess
 	@dvc repro --pull train
 	@dvc repro --force --single-item evaluate
 	@git diff --stat --exit-code dvc.lock && echo "the same bytes as published, on this processor"
