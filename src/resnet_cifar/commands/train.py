@@ -5,8 +5,9 @@ import sys
 from pathlib import Path
 
 from resnet_cifar import params, settings
-from resnet_cifar.cells import select
+from resnet_cifar.cells import run_files, select
 from resnet_cifar.errors import TrainingError, exit_with
+from resnet_cifar.files import check_no_link
 from resnet_cifar.progress import say
 from resnet_cifar.training.session import Session
 from resnet_cifar.training.stop import Interrupted
@@ -47,6 +48,8 @@ def _main() -> None:
 
     study = params.load()
     cells = select(args.cells, study.list_cells())
+    for cell in cells:
+        check_no_link(run_files(args.runs, cell).weights)
     session = Session(study, args.data, args.runs, args.scratch, settings.read(), say)
     session.check_engine()
     try:
