@@ -236,6 +236,16 @@ def test_experiments_at_once_leave_each_others_states_alone(tiny_study, tiny_dat
     assert content(sessions[0], SMALL) == content(sessions[1], SMALL) == alone[SMALL] != content(sessions[2], SMALL)
 
 
+def test_a_second_trainer_of_a_cell_is_refused_and_the_first_one_named(session, alone):
+    first = CellRun(session, SMALL)
+    failed = train_cells(session, [SMALL, PLAIN], silent)
+    assert failed[SMALL].startswith(f"process {os.getpid()} trains it already with the same {session.scratch}: stop it")
+    assert content(session, PLAIN) == alone[PLAIN]
+    first.lock.release()
+    assert train_cells(session, [SMALL], silent) == {}
+    assert content(session, SMALL) == alone[SMALL]
+
+
 def test_states_may_lie_on_another_disk(tiny_study, tiny_data, tmp_path):
     (tmp_path / "disk").mkdir()
     (tmp_path / "scratch").symlink_to(tmp_path / "disk")
@@ -549,6 +559,24 @@ def test_killed_and_started_again_the_same_bytes(checkout, signum):
     assert json.loads((run / "run.json").read_text())["resumed_at"]
     for name in ("weights.safetensors", "history.csv"):
         assert (run / name).read_bytes() == (checkout / "whole/resnet-1-0" / name).read_bytes()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's word of a parent's death")
+def test_killed_dvc_takes_its_training_along_and_the_state_stays(checkout):
+    """The next `dvc repro` would find a second trainer else, or delete what the first one trained to its end."""
+    scratch = checkout / "scratch-dvc"
+    start = "import subprocess, sys; subprocess.run([sys.executable, *sys.argv[1:]])"
+    command = [str(ROOT / "stages/train.py"), "--runs", "runs-dvc", "--scratch", scratch, "--cells", "resnet-1-0"]
+    environment = os.environ | {"RESNET_CIFAR_SAVE_EVERY": "0.05", "DVC_STAGE": "train@resnet-1-0"}
+    dvc = subprocess.Popen(
+        [sys.executable, "-c", start, *command], cwd=checkout, env=environment, stderr=subprocess.PIPE
+    )
+    while dvc.poll() is None and not list(scratch.glob("*/*.safetensors")):
+        time.sleep(0.005)
+    dvc.kill()
+    _, errors = dvc.communicate()  # the training's end of the pipe is closed, too
+    assert b"stopped at iteration" in errors
+    assert list(scratch.glob("*/*.safetensors"))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /proc to see how far the process is")

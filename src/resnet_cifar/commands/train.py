@@ -10,7 +10,7 @@ from resnet_cifar.errors import TrainingError, exit_with
 from resnet_cifar.files import check_no_link
 from resnet_cifar.progress import say
 from resnet_cifar.training.session import Session
-from resnet_cifar.training.stop import Interrupted
+from resnet_cifar.training.stop import Interrupted, end_with_parent
 from resnet_cifar.training.train import train_cells
 
 EPILOG = f"""\
@@ -46,6 +46,10 @@ def _main() -> None:
     parser.add_argument("--cells", nargs="+", default=["*"], metavar="CELL", help="cells or patterns (default: all)")
     args = parser.parse_args()
 
+    if (
+        settings.in_dvc()
+    ):  # what is trained when DVC was killed, its next run would delete; a saved state it goes on from
+        end_with_parent()
     study = params.load()
     cells = select(args.cells, study.list_cells())
     for cell in cells:
