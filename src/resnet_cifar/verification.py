@@ -139,6 +139,17 @@ def verify(
         return [comparison.compare(found, stop) if isinstance(found, Record) else found for found in fit.values()]
 
 
+def describe(outcomes: Sequence[Outcome]) -> str:
+    """What came of one cell in a sentence; of several in a table, and the sentences of those that are not the same."""
+    if len(outcomes) == 1:
+        return outcomes[0].sentence
+    rows = [("Cell", "Network", "Up to", "Outcome")]
+    rows += [(each.cell.name, each.cell.network, f"{each.iteration:,}", each.verdict.value) for each in outcomes]
+    cell, network, iteration, _ = (max(map(len, column)) for column in zip(*rows, strict=True))
+    lines = [f"{row[0]:{cell}}  {row[1]:{network}}  {row[2]:>{iteration}}  {row[3]}" for row in rows]
+    return "\n".join([*lines, *(each.sentence for each in outcomes if each.verdict is not Verdict.SAME)])
+
+
 def _read(cell: Cell, runs: Path) -> Record | Outcome:
     """The record of a cell's run, or why it cannot be compared."""
     try:

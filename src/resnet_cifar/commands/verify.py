@@ -2,17 +2,14 @@
 
 import argparse
 import sys
-from collections.abc import Sequence
 from typing import Any
 
 from resnet_cifar import params, settings
 from resnet_cifar.cells import select
 from resnet_cifar.errors import InputError
-from resnet_cifar.native.library import Unavailable
+from resnet_cifar.native.build import Unavailable
 from resnet_cifar.progress import say
-from resnet_cifar.sweep.checkout import DATA, RUNS, SCRATCH
 from resnet_cifar.training.stop import Interrupted
-from resnet_cifar.verification import Outcome, Verdict, last_evaluation, verify
 
 NOT_COMPARED = 3
 
@@ -64,34 +61,23 @@ def _run(args: argparse.Namespace) -> None:
     study = params.load()
     known = study.list_cells()
     chosen = known if args.all else select(args.cells, known) or [min(known, key=lambda cell: cell.n)]
+
+    from resnet_cifar.sweep.checkout import DATA, RUNS, SCRATCH  # here, since torch takes seconds to come
+    from resnet_cifar.verification import Verdict, describe, last_evaluation, verify
+
     last = last_evaluation(study, args.iterations)
     try:
         outcomes = verify(study, chosen, last, DATA, RUNS, SCRATCH, settings.read(), say)
     except Unavailable as error:
         say(
             f"not compared: the native engine, whose bytes these are, cannot be used here ({error}). It needs Linux, a "
-            "processor with AVX2, AVX-512 or NEON, and g++ or clang++, unless its wheel is installed."
+            "processor with AVX2, AVX-512 or NEON, and a C++ compiler such as g++."
         )
         sys.exit(NOT_COMPARED)
     except Interrupted as interrupted:
         sys.exit(128 + interrupted.signum)
-    print(_text(outcomes))
-    sys.exit(_exit_code(outcomes))
-
-
-def _text(outcomes: Sequence[Outcome]) -> str:
-    """One sentence, or of several cells a table and the sentences of those that are not the same."""
-    if len(outcomes) == 1:
-        return outcomes[0].sentence
-    rows = [("Cell", "Network", "Up to", "Outcome")]
-    rows += [(each.cell.name, each.cell.network, f"{each.iteration:,}", each.verdict.value) for each in outcomes]
-    cell, network, iteration, _ = (max(map(len, column)) for column in zip(*rows, strict=True))
-    lines = [f"{row[0]:{cell}}  {row[1]:{network}}  {row[2]:>{iteration}}  {row[3]}" for row in rows]
-    return "\n".join([*lines, *(each.sentence for each in outcomes if each.verdict is not Verdict.SAME)])
-
-
-def _exit_code(outcomes: Sequence[Outcome]) -> int:
-    found = {each.verdict for each in outcomes}
+    print(describe(outcomes))
+    found = {outcome.verdict for outcome in outcomes}
     if found & {Verdict.DIFFERENT, Verdict.ALTERED}:
-        return 1
-    return NOT_COMPARED if Verdict.NOT_COMPARED in found else 0
+        sys.exit(1)
+    sys.exit(NOT_COMPARED if Verdict.NOT_COMPARED in found else 0)
