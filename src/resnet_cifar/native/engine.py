@@ -42,7 +42,7 @@ class NativeEngine:
     def __init__(self, recipe: Recipe, data: Dataset, library: Library, threads: int) -> None:
         self.recipe = recipe
         model = CifarResNet(Architecture(recipe.net, recipe.n, recipe.shortcut))
-        initialize(model, recipe.seed)
+        initialize(model, recipe.seed, recipe.initialization)
         model.set_normalization(*data.normalization(recipe.normalize))
         self.buffers = {"mean": model.mean.clone(), "std": model.std.clone()}
         self.network = NativeNetwork(library, recipe.net, recipe.n, recipe.batch_size, threads)
