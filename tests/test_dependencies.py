@@ -24,7 +24,7 @@ DECIDING = {
     "preprocess": {"cifar10.py"},
     "train": NUMERICS,
     "evaluate": {
-        "evaluation.py",
+        *("evaluation.py", "responses.py"),
         *("numerics/__init__.py", "numerics/data.py", "numerics/elementary.py", "numerics/logits.py"),
         *("numerics/metrics.py", "numerics/models.py", "numerics/weights.py"),
         "numerics/bits.py",  # of the native engine's logits

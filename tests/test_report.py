@@ -137,9 +137,16 @@ def make_cell(
         predictions_sha256=digest(logits),
         arithmetic=_arithmetic(evaluated_by, "fp32"),
         test=measures(error, 10_000),
+        responses=responses(cell, random),
         validation=validation,
     )
     (result / "metrics.json").write_bytes(metrics.content())
+
+
+def responses(cell: Cell, random: np.random.Generator) -> list[float]:
+    """Smaller in a residual network, and the smaller the deeper it is, as in the paper's Figure 7."""
+    scale = 1.0 if cell.net == "plain" else 1 / np.sqrt(cell.n)
+    return (scale * random.uniform(0.5, 1.5, cell.depth - 1)).round(4).tolist()
 
 
 def _arithmetic(engine: str, precision: str) -> Arithmetic:
@@ -588,6 +595,7 @@ def _append(path: Path, text: str) -> None:
         (lambda f: _append(f / HISTORY, "41,0.1,1,1,1,1,e\n"), r"history\.csv has the digest"),
         (lambda f: save_file({"weights": torch.zeros(3)}, f / WEIGHTS), r"weights\.safetensors has the digest"),
         (lambda f: save_file({"test_logits": torch.ones(3)}, f / PREDICTIONS), r"predictions\.safetensors is not what"),
+        (lambda f: _edit(f / METRICS, {"responses": [1.0] * 19}), r"metrics\.json has responses of 19 layers"),
         (lambda f: _edit(f / METRICS, {"test.error": 1.0}), r"metrics\.json do not follow from the confusion"),
         (lambda f: _edit(f / METRICS, {"test.class_errors": [1.0] * 10}), r"metrics\.json do not follow"),
         (lambda f: _edit(f / METRICS, {"test": measures(5.0, 10_000).model_dump()}), r"metrics\.json has 5 and"),
