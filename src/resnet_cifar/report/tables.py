@@ -10,11 +10,17 @@ from tabulate import tabulate
 from resnet_cifar.cells import Cell
 from resnet_cifar.cifar10 import CLASSES
 from resnet_cifar.params import TRAINING_IMAGES, Study
-from resnet_cifar.report.figures import FIGURES, FOLDER
+from resnet_cifar.report.figures import FOLDER, figures_of
 from resnet_cifar.report.outcome import Outcome
 from resnet_cifar.report.statistics import Summary, summarize
 
 DASH = "–"
+INITIALIZATIONS = {
+    "he": "",
+    "he_convolutions": "the classifier initialised as PyTorch does, the convolutions by He's rule; ",
+    "pytorch": "initialised as PyTorch does; ",
+}
+"""The paper's needs no word."""
 
 
 def metrics_md(study: Study, outcome: Outcome, speed: pd.DataFrame | None) -> str:
@@ -37,7 +43,11 @@ def metrics_md(study: Study, outcome: Outcome, speed: pd.DataFrame | None) -> st
         _remarks(study, outcome),
         f"**Hardware:** {_hardware(outcome)}",
         f"**Curves:** {_curves(outcome)}",
-        *[f"## {drawing.title}\n\n![{drawing.title}]({FOLDER}/{name})" for name, drawing in FIGURES.items()],
+        *[
+            part
+            for name, drawing in figures_of(outcome).items()
+            for part in (f"## {drawing.title}\n\n![{drawing.title}]({FOLDER}/{name})", drawing.says(outcome))
+        ],
         f"## Test error by class, %\n\n{_basis(outcome)}",
         _class_table(outcome),
         f"## Loss, calibration and time\n\n{_basis(outcome)} The calibration error is the expected gap between "
@@ -170,9 +180,10 @@ def _protocol(study: Study) -> str:
     held_out = f" ({data.validation:,} more held out)" if data.validation else ""
     shortcut = "parameter-free shortcuts (A)" if study.model.shortcut == "A" else "projection shortcuts (B)"
     images = f"{TRAINING_IMAGES - data.validation:,} training images{held_out}"
+    start = INITIALIZATIONS[study.model.initialization]
     return (
         f"{train.iterations:,} iterations of SGD on batches of {train.batch_size}, momentum {train.momentum:g}, "
-        f"weight decay {train.weight_decay:g}, {rate}; {images}, {mean}, random crops and flips; {shortcut}; "
+        f"weight decay {train.weight_decay:g}, {rate}; {images}, {mean}, random crops and flips; {shortcut}; {start}"
         "the error is the last iterate's on the test images, computed in fp32 from its checkpoint."
     )
 
