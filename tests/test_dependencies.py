@@ -33,7 +33,7 @@ DECIDING = {
     "report": {
         *("cells.py", "cifar10.py"),  # names of networks and classes
         *(f"report/{name}.py" for name in ("canvas", "depth", "figures", "outcome", "paper")),
-        *(f"report/{name}.py" for name in ("speed", "statistics", "tables", "writer")),
+        *(f"report/{name}.py" for name in ("speed", "statistics", "tables", "text", "writer")),
     },
 }
 """The files of the package that decide a stage's bytes: those that dvc.yaml lists, beside the stage's own script."""

@@ -16,6 +16,7 @@ from resnet_cifar.params import Study
 from resnet_cifar.report.canvas import BLACK, DROPS, draw_curve, figure, mark_schedule
 from resnet_cifar.report.outcome import Outcome
 from resnet_cifar.report.statistics import Summary, summarize
+from resnet_cifar.report.text import interval
 
 PANELS = {"plain": "Plain", "resnet": "Residual"}
 LINES = {"plain": "--", "resnet": "-"}
@@ -146,8 +147,7 @@ def _label(axes: Axes, text: str) -> None:
 def _percent(summary: Summary) -> str:
     if summary.interval is None:
         return f"{summary.mean:.2f}%"
-    low, high = summary.interval
-    return f"{summary.mean:.2f}% (95% interval {low:.2f} to {high:.2f})"
+    return f"{summary.mean:.2f}% (95% interval {interval(summary.interval)})"
 
 
 def _separation(deep: Summary, shallow: Summary) -> str:
