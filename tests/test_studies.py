@@ -17,6 +17,7 @@ import pytest
 import yaml
 from clone import Clone, ran
 from conftest import ROOT
+from dvc.config import Config
 from dvc.data_cloud import DataCloud
 from dvc.fs import generic
 from dvc.stage import cache
@@ -25,7 +26,7 @@ from test_report import make_results, read, study_of
 
 from resnet_cifar.errors import InputError
 from resnet_cifar.report import tables
-from resnet_cifar.studies import index
+from resnet_cifar.studies import index, remote
 from resnet_cifar.studies.keep import LOCK, STUDIES, keep
 from resnet_cifar.sweep import checkout
 
@@ -253,6 +254,17 @@ def test_without_a_remote_it_says_which_command_sets_one(clone):
     clone.save()
 
 
+def test_a_clone_has_the_cache_and_the_remotes_of_its_origin(clone, tmp_path):
+    """Also those that git does not have and that are written relative to the folder .dvc."""
+    clone.run("git", "clone", "--quiet", ".", str(tmp_path / "other"))
+    Path(".dvc/config.local").write_text("[cache]\n    dir = ../../large\n['remote \"mine\"']\n    url = ../../mine\n")
+    remote.configure(tmp_path / "other")
+    Path(".dvc/config.local").unlink()
+    config = Config(tmp_path / "other/.dvc")
+    above = clone.folder.resolve().parent
+    assert (config["cache"]["dir"], config["remote"]["mine"]["url"]) == (str(above / "large"), str(above / "mine"))
+
+
 def test_what_is_used_of_dvcs_inside_is_what_it_was():
     assert list(inspect.signature(cache._get_stage_hash).parameters) == ["stage"]
     assert next(iter(inspect.signature(cache._get_cache_hash).parameters)) == "cache"
@@ -260,6 +272,8 @@ def test_what_is_used_of_dvcs_inside_is_what_it_was():
     assert list(inspect.signature(generic.copy).parameters)[:4] == ["from_fs", "from_path", "to_fs", "to_path"]
     assert {"command", "hash_name"} <= set(inspect.signature(DataCloud.get_remote_odb).parameters)
     assert list(inspect.signature(cache.StageCache.save).parameters) == ["self", "stage"]
+    assert list(inspect.signature(Config.load_one).parameters) == ["self", "level"]
+    assert next(iter(inspect.signature(Config.edit).parameters)) == "self"
 
 
 # ---- The page

@@ -12,8 +12,9 @@ DESCRIPTION = """\
 Make the study of a preset and keep it in reports/studies/NAME: report, figures, parameters, and its part of dvc.lock.
 Its networks go to DVC's default remote, from which `dvc exp run --pull -S preset=NAME` restores them. What is trained
 already is restored, the rest is trained, which may take hours. Everything happens in a clone in scratch/, so that this
-checkout stays as it is; it must have no change that is not committed. Interrupted, it leaves no study; the same command goes on from there. A study that is kept already is made anew by the
-code of today, from its networks where they are still what that code would train.
+checkout stays as it is; it must have no change that is not committed. Interrupted, it leaves no study; the same command
+goes on from there. A study that is kept already is made anew by the code of today, from its networks where they are
+still what that code would train.
 """
 
 

@@ -27,7 +27,7 @@ from resnet_cifar import params
 from resnet_cifar.errors import InputError
 from resnet_cifar.params import Study
 from resnet_cifar.studies import index
-from resnet_cifar.studies.remote import STAGES, cache_folder, check_remote, push
+from resnet_cifar.studies.remote import STAGES, check_remote, configure, push
 from resnet_cifar.sweep.checkout import SCRATCH, check_checkout
 from resnet_cifar.sweep.ledger import subprocess_environment
 
@@ -126,10 +126,7 @@ def _bring_up_to_date(folder: Path) -> Path:
         arriving.rename(folder)
     _git(folder, "fetch", "--quiet", here, "HEAD")
     _git(folder, "checkout", "--quiet", "--force", "--detach", "FETCH_HEAD")
-    local = Path(".dvc/config.local")
-    if local.exists():  # remotes, credentials, kinds of links
-        shutil.copyfile(local, folder / local)
-    _dvc(folder, "config", "--local", "cache.dir", str(cache_folder()))
+    configure(folder)
     return folder
 
 

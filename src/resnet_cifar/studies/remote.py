@@ -1,4 +1,4 @@
-"""The remote's copy of a study: the outputs of its cells, and the run-cache entries that lead to them.
+"""A study's clone and the remote: the outputs of its cells, and the run-cache entries that lead to them.
 
 `dvc push --run-cache` would push every entry of the cache: of other studies, and of the data, which no remote has. Some
 of this is DVC's inside, which may change with any version of it; a test names what is used.
@@ -20,10 +20,11 @@ from resnet_cifar.errors import InputError
 STAGES = ("train", "evaluate")
 
 
-def cache_folder() -> Path:
-    """The folder of the DVC cache of the working directory's repository."""
-    with Repo() as repo:
-        return Path(repo.cache.legacy.path)
+def configure(clone: Path) -> None:
+    """Give a clone the cache of the working directory's repository, and what git does not have of its configuration."""
+    with Repo() as repo, Repo(str(clone)) as other, other.config.edit("local") as local:
+        local.update(repo.config.load_one("local"))  # remotes, credentials, kinds of links
+        local["cache"]["dir"] = repo.cache.legacy.path
 
 
 def check_remote() -> None:
