@@ -96,18 +96,28 @@ def clone(tmp_path_factory) -> Iterator[Clone]:
 
 @pytest.fixture(scope="module")
 def kept(clone) -> Clone:
-    """After `tiny` was kept and committed, at the second attempt: at the first, the remote could not be written."""
+    """After `tiny` was kept and committed, at the second attempt: at the first, the remote could not be written.
+
+    Its networks were trained elsewhere, and are not trained again.
+    """
     before = files(Path("reports"))
     blocked = Path("scratch/blocked")
     blocked.write_text("")
     Path(".dvc/config.local").write_text(f"['remote \"store\"']\n    url = {blocked.resolve()}/store\n")
+    elsewhere = Path("scratch/elsewhere")
+    clone.compose("preset=tiny")
+    clone.run(sys.executable, "stages/train.py", "--runs", str(elsewhere), "--cells", "plain-1-1", "resnet-1-1")
+    clone.compose("model.n=1")
     with pytest.raises((InputError, OSError)):
-        keep("tiny", None, silent)
+        keep("tiny", elsewhere, silent)
     Path(".dvc/config.local").unlink()
     assert unsaved(clone) == set()
     assert files(Path("reports")) == before
     first = trained(MADE / LOCK)
-    assert sorted(first) == ["train@plain-1-1", "train@resnet-1-1"]
+    assert first == {
+        f"train@{cell}": hashlib.md5((elsewhere / cell / "run.json").read_bytes()).hexdigest()
+        for cell in ("plain-1-1", "resnet-1-1")
+    }
     keep("tiny", None, silent)
     assert trained(STUDIES / "tiny" / LOCK) == first  # the second attempt went on from the first one
     assert unsaved(clone) == {"reports/studies/", "store/"}
@@ -192,14 +202,14 @@ def test_an_edit_that_changes_no_byte_is_kept_anew_without_training(kept):
 def test_interrupted_it_waits_until_what_runs_has_saved(tmp_path, number):
     """As when cells are in training: Ctrl-C, or the end of a job."""
     (tmp_path / "src").mkdir()
-    (tmp_path / "src/trains.py").write_text(
+    (tmp_path / "src/dvc.py").write_text(
         "import pathlib, sys, time\n"
         "try:\n    pathlib.Path('began').touch()\n    time.sleep(60)\n"
         "except KeyboardInterrupt:\n    time.sleep(0.3)\n    pathlib.Path('saved').touch()\n"
     )
     code = (
         "from pathlib import Path; from resnet_cifar.errors import exit_with; from resnet_cifar.studies import keep\n"
-        "exit_with(lambda: keep._run(Path('.'), 'trains'))"
+        "exit_with(lambda: keep._run(Path('.'), 'dvc'))"
     )
     with subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
         while not (tmp_path / "began").exists():

@@ -35,6 +35,9 @@ PRESETS = Path("conf/preset")
 STUDIES = Path("reports/studies")
 REPORT = ("metrics.md", "metrics.json", "results.csv", "curves.csv", "figures")
 LOCK, PARAMS, INDEX = "dvc.lock", "params.yaml", "README.md"
+DVC, SWEEP = "dvc", "resnet-cifar sweep"
+MODULES = {DVC: ["dvc"], SWEEP: ["resnet_cifar.commands.cli", "sweep"]}
+"""How Python runs a command."""
 
 Say = Callable[[str], None]
 
@@ -65,15 +68,15 @@ def keep(name: str, source: Path | None, say: Say) -> None:
     with _alone(name) as folder:
         clone = _bring_up_to_date(folder)
         study = _compose(name, clone)
-        _dvc(clone, "checkout", "--quiet", "--allow-missing", "download", "preprocess")
+        _run(clone, DVC, "checkout", "--quiet", "--allow-missing", "download", "preprocess")
         kept = STUDIES / name / LOCK
         if kept.exists():  # its networks, under whatever code they were recorded
             dump_yaml(clone / LOCK, _merged(clone / LOCK, kept))
-            _dvc(clone, "pull", "--quiet", "--allow-missing", "train")
+            _run(clone, DVC, "pull", "--quiet", "--allow-missing", "train")
         if source:
-            _run(clone, "resnet_cifar.commands.cli", "sweep", "--from", str(source))
-        _run(clone, "resnet_cifar.commands.cli", "sweep")
-        _dvc(clone, "repro", "--quiet", "--pull")
+            _run(clone, SWEEP, "--from", str(source))
+        _run(clone, SWEEP)
+        _run(clone, DVC, "repro", "--quiet", "--pull")
         say(f"{name}: its networks go to the remote")
         push(clone)
         _copy(clone, study, STUDIES / name)
@@ -175,16 +178,12 @@ def _git(folder: Path, *arguments: str) -> str:
     return done.stdout
 
 
-def _dvc(clone: Path, *arguments: str) -> None:
-    _run(clone, "dvc", *arguments)
-
-
-def _run(clone: Path, module: str, *arguments: str) -> None:
-    """Run a module with the clone's code; when this process is interrupted, wait until it has saved what it has."""
+def _run(clone: Path, command: str, *arguments: str) -> None:
+    """Run one of the commands with the clone's code; when this process is interrupted, wait until it has saved."""
     environment = subprocess_environment()
     path = [str((clone / "src").resolve()), *filter(None, [environment.get("PYTHONPATH")])]
     with subprocess.Popen(
-        [sys.executable, "-m", module, *arguments],
+        [sys.executable, "-m", *MODULES[command], *arguments],
         cwd=clone,
         env=environment | {"PYTHONPATH": os.pathsep.join(path)},
         start_new_session=True,  # Ctrl-C reaches this process alone, which passes it on once
@@ -198,6 +197,6 @@ def _run(clone: Path, module: str, *arguments: str) -> None:
             raise
     if code:
         raise InputError(
-            f"`{module.rpartition('.')[2]} {' '.join(arguments)}` in {clone} failed, as the lines above say: mend it "
+            f"`{' '.join([command, *arguments])}` in {clone} failed, as the lines above say: mend it "
             "and give the same command again, which goes on from there."
         )
