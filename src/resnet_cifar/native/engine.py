@@ -48,7 +48,7 @@ class NativeEngine:
         self.network = NativeNetwork(library, recipe.net, recipe.n, recipe.batch_size, threads, classes)
         model = CifarResNet(Architecture(recipe.net, recipe.n, recipe.shortcut))
         model.fc = nn.Linear(model.num_features, classes)
-        initialize(model, recipe.seed)
+        initialize(model, recipe.seed, recipe.initialization)
         model.set_normalization(*data.normalization(recipe.normalize))
         self.buffers = {"mean": model.mean.clone(), "std": model.std.clone()}
         self.state = _state(self.network, model.state_dict())
