@@ -114,7 +114,7 @@ class UsualLoop:
         )
         self.batches = _endless(self.loader)
         self.model = CifarResNet(Architecture(recipe.net, recipe.n, recipe.shortcut))
-        initialize(self.model, recipe.seed)
+        initialize(self.model, recipe.seed, recipe.initialization)
         self.model.to(self.device).train()
         self.optimizer = torch.optim.SGD(
             self.model.parameters(), recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay

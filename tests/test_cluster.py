@@ -1,5 +1,6 @@
 """The sweep on a real Ray cluster of several nodes, all on this machine. `make test-ray` runs it."""
 
+import dataclasses
 import errno
 import json
 import re
@@ -22,12 +23,14 @@ from ray.cluster_utils import Cluster  # noqa: E402
 from resnet_cifar import params, settings  # noqa: E402
 from resnet_cifar.cells import Cell, RunFiles  # noqa: E402
 from resnet_cifar.errors import InputError  # noqa: E402
-from resnet_cifar.native import library  # noqa: E402
+from resnet_cifar.native import library, sets  # noqa: E402
 from resnet_cifar.native.build import Unavailable  # noqa: E402
 from resnet_cifar.sweep import cluster as sweep  # noqa: E402
+from resnet_cifar.training import record  # noqa: E402
 
 pytestmark = pytest.mark.ray
 
+SETS = [each.name for each in sets.runnable(sets.FAST)]
 SEEDS = range(6)
 CELLS = [f"resnet-1-{seed}" for seed in SEEDS]
 # A node that is gone is missed within seconds; until then Ray may wait for it with a task.
@@ -189,7 +192,7 @@ class Outcome:
 def train_here(
     address: str,
     *cells: str,
-    take: Callable[[Cell], str | None] = lambda _: None,
+    take: Callable[[Cell, RunFiles], str | None] = lambda *_: None,
     say: Callable[[str], None] = lambda _: None,
     **environment: str,
 ) -> Outcome:
@@ -197,8 +200,8 @@ def train_here(
     outcome = Outcome()
     study = params.load()
 
-    def take_cell(cell: Cell, _: RunFiles) -> str | None:
-        failure = take(cell)
+    def take_cell(cell: Cell, files: RunFiles) -> str | None:
+        failure = take(cell, files)
         if not failure:
             outcome.trained.append(str(cell))
         return failure
@@ -290,7 +293,7 @@ def test_what_cannot_be_taken_is_taken_again_and_stops_no_other(fresh, cluster, 
     monkeypatch.chdir(fresh.folder)
     asked = []
 
-    def full_at_first(cell: Cell) -> str | None:
+    def full_at_first(cell: Cell, _: RunFiles) -> str | None:
         asked.append(str(cell))
         if str(cell) == CELLS[1] and asked.count(CELLS[1]) == 1:
             raise OSError(errno.ENOSPC, "No space left on device", "runs")
@@ -323,11 +326,87 @@ def test_a_node_without_the_native_engine_is_refused_where_the_driver_has_it(mon
     def missing(*_: object) -> None:
         raise Unavailable("there is no C++ compiler")
 
+    assert sweep.unfitness({}, True, None) == (
+        "its native engine cannot be used (RESNET_CIFAR_SIMD is 'none'), the driver's can"
+    )
     monkeypatch.setattr(library, "load", missing)
+    monkeypatch.delenv("RESNET_CIFAR_SIMD")
     assert sweep.unfitness({}, True, None) == (
         "its native engine cannot be used (there is no C++ compiler), the driver's can"
     )
     assert sweep.unfitness({}, False, None) is None
+
+
+def test_what_changes_no_bit_may_be_each_nodes_own(monkeypatch):
+    given = settings.read()
+    monkeypatch.setenv("RESNET_CIFAR_SIMD", "avx2")
+    monkeypatch.setenv("RESNET_CIFAR_THREADS", "3")
+    for simd, threads, torch_too, expected in (
+        (None, 4, False, ("avx2", 3)),
+        (None, 2, False, ("avx2", 2)),
+        (None, 4, True, ("avx2", 4)),  # some of the cells are torch's, whose bits depend on it
+        ("avx512", 4, False, ("avx512", 3)),
+    ):
+        found = sweep.settings_here(dataclasses.replace(given, simd=simd, threads=threads), torch_too)
+        assert found == dataclasses.replace(given, simd=expected[0], threads=expected[1])
+
+
+@pytest.mark.skipif(not SETS, reason="needs the native engine")
+def test_nodes_with_other_instruction_sets_and_threads_make_one_table(fresh, monkeypatch):
+    """One node dies, one without the engine is refused; the bytes are those of one machine alone."""
+    configure(fresh, "train.iterations=100")
+    monkeypatch.setenv("RESNET_CIFAR_SIMD", SETS[0])
+    fresh.run("python", "stages/train.py", "--runs", "expected-native", "--scratch", "other")
+    monkeypatch.chdir(fresh.folder)
+    monkeypatch.setenv("PYTHONPATH", fresh.environment["PYTHONPATH"])
+    own = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "_system_config": HEALTH})
+
+    def add_node(simd: str, threads: int) -> object:
+        monkeypatch.setenv("RESNET_CIFAR_SIMD", simd)
+        monkeypatch.setenv("RESNET_CIFAR_THREADS", str(threads))
+        return own.add_node(num_cpus=2)
+
+    first, without = add_node(SETS[0], 2), add_node("none", 2)
+    made: dict[str, dict[str, bytes]] = {}
+    machines: set[tuple[str | None, int]] = set()
+    joined: list[object] = []
+    lost: list[object] = []
+
+    def take(cell: Cell, files: RunFiles) -> None:
+        found = record.read(files)
+        machines.add((found.circumstances.simd, found.circumstances.threads))
+        made[cell.name] = {name: (files.folder / name).read_bytes() for name in FILES}
+
+    def lose_first(line: str) -> None:
+        if ": training " not in line or node_of(line) != first.node_id[:8]:
+            return
+        if not joined:
+            joined.append(add_node(SETS[-1], 1))
+        elif (SETS[0], 2) in machines and not lost:
+            lost.append(first)
+            own.remove_node(first, allow_graceful=False)
+
+    try:
+        outcome = train_here(
+            own.address,
+            take=take,
+            say=lose_first,
+            RESNET_CIFAR_SIMD="",
+            RESNET_CIFAR_THREADS="2",
+            RESNET_CIFAR_DEVICE="",
+        )
+    finally:
+        own.shutdown()
+    assert lost
+    assert any("its task died" in line for line in outcome.lines)
+    (refusal,) = [line for line in outcome.lines if " is refused: " in line]
+    assert node_of(refusal) == without.node_id[:8]
+    assert "its native engine cannot be used (RESNET_CIFAR_SIMD is 'none'), the driver's can" in refusal
+    assert (outcome.failed, outcome.engines) == ([], ["native"])
+    assert machines == {(SETS[0], 2), (SETS[-1], 1)}
+    for cell in CELLS:
+        expected = {name: (fresh.folder / "expected-native" / cell / name).read_bytes() for name in FILES}
+        assert made[cell] == expected
 
 
 def test_without_a_cluster_it_starts_one_here_and_a_cell_that_diverges_stops_no_other(fresh):

@@ -24,7 +24,7 @@ DECIDING = {
     "preprocess": {"cifar10.py"},
     "train": NUMERICS,
     "evaluate": {
-        "evaluation.py",
+        *("evaluation.py", "responses.py"),
         *("numerics/__init__.py", "numerics/data.py", "numerics/elementary.py", "numerics/logits.py"),
         *("numerics/metrics.py", "numerics/models.py", "numerics/weights.py"),
         "numerics/bits.py",  # of the native engine's logits
@@ -32,7 +32,8 @@ DECIDING = {
     },
     "report": {
         *("cells.py", "cifar10.py"),  # names of networks and classes
-        *(f"report/{name}.py" for name in ("figures", "outcome", "paper", "speed", "statistics", "tables", "writer")),
+        *(f"report/{name}.py" for name in ("canvas", "depth", "figures", "outcome", "paper")),
+        *(f"report/{name}.py" for name in ("speed", "statistics", "tables", "text", "writer")),
     },
 }
 """The files of the package that decide a stage's bytes: those that dvc.yaml lists, beside the stage's own script."""

@@ -101,6 +101,7 @@ def test_a_result_is_sorted_json_without_what_is_not_there():
         **{"cell": "resnet-1-0", "parameters": 75_290, "test": measured.model_dump()},
         **{f"{name}_sha256": "a" * 64 for name in ("weights", "data", "predictions")},
         "arithmetic": {"engine": "native", "precision": "fp32", "bits": 1},
+        "responses": [0.5] * 7,
     }
     result = Result.model_validate(values)
     content = result.content()

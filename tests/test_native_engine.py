@@ -134,6 +134,36 @@ def test_the_checkpoint_gives_the_logits_of_the_curve(data):
     assert np.array_equal(found, expected)
 
 
+def test_the_documents_snippet_has_the_same_bytes_with_every_set(data):
+    """Seven classes, on arrays of a user's own."""
+    blocks = (ROOT / "docs/native.md").read_text().split("```python\n")[1:]
+    (snippet,) = [block.partition("```")[0] for block in blocks if "NativeEngine" in block]
+    for given, small in {
+        '2000, "batch_size": 128, "eval_every": 500': '4, "batch_size": 20, "eval_every": 2',
+        "(1000, 1500)": "(2, 3)",
+    }.items():
+        assert snippet.count(given) == 1
+        snippet = snippet.replace(given, small)
+    images = {"x": data.train.images.numpy(), "held_x": data.test.images.numpy()}
+    labels = {"y": data.train.labels.numpy(), "held_y": data.test.labels.numpy()}
+    names: dict = images | {name: (label % 7).astype(np.uint8) for name, label in labels.items()}
+    exec(snippet, names)
+    run = names["run"]
+    assert [line.split(",")[0] for line in run.history().splitlines()] == ["iteration", "2", "4"]
+    assert names["weights"]["fc.weight"].shape == (7, 64)
+    for each in runnable(FAST):
+        engine = NativeEngine(run.recipe, names["data"], library(each.name), threads=3, classes=7)
+        again = Run(run.recipe, names["data"], engine)
+        drain(again.train())
+        assert again.history() == run.history()
+
+
+@pytest.mark.parametrize("classes", [0, 1, 17])
+def test_a_number_of_classes_that_is_not_possible_is_a_sentence(data, classes):
+    with pytest.raises(InputError, match=f"{classes} classes.* is not possible; it should be .*2 to 16 classes"):
+        NativeEngine(RECIPES["plain-1"], data, library(runnable()[0].name), 1, classes)
+
+
 def test_a_label_that_the_network_does_not_have_is_a_sentence(data):
     wrong = Dataset(**{**vars(data), "train": type(data.train)(data.train.images, data.train.labels + 6)})
     engine = NativeEngine(RECIPES["plain-1"], wrong, library(runnable()[0].name), 1)

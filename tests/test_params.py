@@ -53,6 +53,42 @@ def test_a_preset_says_what_it_is_and_composes(compose, path):
     assert study_of(compose(f"preset={path.stem}")).preset == path.stem
 
 
+def _differing(one: dict, other: dict, path: str = "") -> set[str]:
+    return {
+        name
+        for key in one
+        for name in (
+            _differing(one[key], other[key], f"{path}{key}.")
+            if isinstance(one[key], dict)
+            else [path + key] * (one[key] != other[key])
+        )
+    }
+
+
+@pytest.mark.parametrize(
+    ("preset", "parameter"),
+    [
+        ("article", "model.initialization"),
+        ("bf16", "train.precision"),
+        ("channels", "data.normalize"),
+        ("classifier", "model.initialization"),
+        ("projections", "model.shortcut"),
+        ("split", "data.validation"),
+    ],
+)
+def test_what_the_paper_leaves_open_is_one_parameter_changed_in_the_degradation_study(compose, preset, parameter):
+    base, other = study_of(compose("preset=degradation")), study_of(compose(f"preset={preset}"))
+    differing = _differing(base.model_dump(exclude={"preset", "cells"}), other.model_dump(exclude={"preset", "cells"}))
+    assert differing - {"model.net", "model.n"} == {parameter}
+    assert set(other.list_cells()) < set(base.list_cells())
+
+
+def test_the_deep_preset_is_the_papers_protocol_with_its_warm_up(compose):
+    deep = study_of(compose("preset=deep"))
+    assert [cell.network for cell in deep.list_cells()] == ["ResNet-110"]
+    assert (deep.recipe(deep.list_cells()[0]).warmup_iterations, deep.train.iterations) == (400, 64_000)
+
+
 def test_the_paper_preset_is_the_papers_protocol(paper_study):
     """Section 4.2, written out here: 64,000 iterations, a tenth after 32,000 and 48,000; cells so far."""
     assert paper_study.train.iterations == 64_000
@@ -79,7 +115,7 @@ def test_a_preset_may_set_any_parameter(tmp_path):
     shutil.copytree(ROOT / "conf", tmp_path / "conf")
     values = {
         "preset": "own",
-        "model": {"net": ["plain"], "n": [18, 1], "shortcut": "B"},
+        "model": {"net": ["plain"], "n": [18, 1], "shortcut": "B", "initialization": "pytorch"},
         "data": {"validation": 5000, "normalize": "channel"},
         "train": {
             **{"seeds": [7], "iterations": 50, "batch_size": 64, "lr": 0.2, "milestones": [9], "gamma": 0.5},
@@ -118,7 +154,7 @@ def test_the_comments_of_conf_are_the_descriptions_of_the_fields():
 
     for section_name in ("model", "data", "train"):
         describe(Study.model_fields[section_name].annotation, f"{section_name}.")
-    assert len(described) == 18
+    assert len(described) == 19
     assert comments == described
 
 
@@ -160,6 +196,7 @@ def test_a_trillion_iterations_are_parameters_like_others(compose, tmp_path):
         (["model.n=[3,3]"], r"model\.n: \[3, 3\] names a value twice"),
         (["model.net=vgg"], r"model\.net is 'vgg'; it should be 'resnet' or 'plain'"),
         (["model.shortcut=C"], r"model\.shortcut is 'C'; it should be 'A' or 'B'"),
+        (["model.initialization=zeros"], r"model\.initialization is 'zeros'; it should be 'he', 'he_convolutions' or"),
         (["train.seeds=[]"], r"train\.seeds: the list is empty"),
         (["train.seeds=-1"], r"train\.seeds is -1; it should be greater than or equal to 0"),
         (["train.seeds=4294967296"], r"train\.seeds is 4294967296; it should be less than"),

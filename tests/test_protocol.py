@@ -117,6 +117,15 @@ def test_a_later_parameter_stands_in_no_digest_as_long_as_it_has_its_default(tin
     assert len(others | {tiny_recipe.digest}) == 3
 
 
+@pytest.mark.parametrize("kind", ["he_convolutions", "pytorch"])
+def test_he_initialisation_is_the_default_under_which_cells_were_trained(tiny_study, tiny_recipe, kind):
+    values = tiny_study.model_dump()
+    values["model"] |= {"initialization": kind}
+    other = type(tiny_study).model_validate(values).recipe(Cell("resnet", 1, 0))
+    assert (tiny_recipe.initialization, other.initialization) == ("he", kind)
+    assert other.digest != tiny_recipe.digest
+
+
 def test_digest_is_that_of_the_sorted_values(tiny_recipe):
     """Written out, because cells keep it: what is computed otherwise makes each of them another."""
     text = (

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
+import torch
 from scipy import stats
 
 from resnet_cifar.numerics.initialization import initialize
@@ -154,6 +155,52 @@ def test_golden_weights_and_that_they_are_he_initialisation_of_the_slow_normals(
         assert np.array_equal(tensor.numpy(), drawn.astype(np.float32).reshape(shape))
     assert not model.fc.bias.any()
     assert digest(model.state_dict()) == WEIGHTS_OF_RESNET_8[seed]
+
+
+# Of the initial state of ResNet-8 with seed 0, by kind.
+WEIGHTS_OF_OTHER_KINDS = {
+    "pytorch": "5118d52a6afd92fafbd5fe74a73bd2a27d9910fb66cb0b465fda5f945dc09b1d",
+    "he_convolutions": "37c391e4e40518ed506fb476824654713ce0718e20efdfaeb11266f7c75806fe",
+}
+
+
+def test_golden_weights_of_pytorchs_kind_and_that_they_are_the_slow_uniforms():
+    """torch.nn.Conv2d and Linear: kaiming_uniform_(a=sqrt(5)), so up to 1/sqrt(fan-in), and the bias likewise."""
+    model = CifarResNet(Architecture("resnet", 1))
+    initialize(model, 0, "pytorch")
+    weights = [(name, tensor) for name, tensor in model.state_dict().items() if tensor.dim() in (2, 4)]
+    for part, (name, tensor) in enumerate(weights):
+        bound = math.sqrt(1 / tensor[0].numel())
+        numbers = itertools.islice(pcg64(0, 3, part), tensor.numel() + len(tensor))
+        drawn = (np.array([(word >> 11) / 2**52 - 1 for word in numbers]) * bound).astype(np.float32)
+        assert np.array_equal(tensor.numpy().reshape(-1), drawn[: tensor.numel()])
+        if name == "fc.weight":
+            assert np.array_equal(model.fc.bias.detach().numpy(), drawn[tensor.numel() :])
+    assert digest(model.state_dict()) == WEIGHTS_OF_OTHER_KINDS["pytorch"]
+
+
+def test_the_bounds_are_those_of_torchs_own_default():
+    """Of each layer the largest of many numbers, ours and torch's, is within a hundredth of 1/sqrt(fan-in)."""
+    torch.manual_seed(0)
+    own, made = CifarResNet(Architecture("resnet", 1)), CifarResNet(Architecture("resnet", 1))
+    initialize(made, 0, "pytorch")
+    for name in ("layer1.0.conv2.weight", "layer2.0.conv1.weight", "layer3.0.conv2.weight"):
+        bound = 1 / math.sqrt(own.state_dict()[name][0].numel())
+        for model in (own, made):
+            assert model.state_dict()[name].abs().max().item() == pytest.approx(bound, rel=0.01)
+            assert model.state_dict()[name].std().item() == pytest.approx(bound / math.sqrt(3), rel=0.02)
+
+
+def test_he_convolutions_are_hes_and_their_classifier_pytorchs():
+    states = {}
+    for kind in ("he", "he_convolutions", "pytorch"):
+        model = CifarResNet(Architecture("resnet", 1))
+        initialize(model, 0, kind)
+        states[kind] = model.state_dict()
+    for name, tensor in states["he_convolutions"].items():
+        assert torch.equal(tensor, states["pytorch" if name.startswith("fc.") else "he"][name])
+    assert digest(states["he_convolutions"]) == WEIGHTS_OF_OTHER_KINDS["he_convolutions"]
+    assert digest(states["he"]) == WEIGHTS_OF_RESNET_8[0]
 
 
 # ---- Distribution, and what a stream depends on

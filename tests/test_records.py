@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from resnet_cifar.cells import Cell, RunFiles, run_files
 from resnet_cifar.numerics.weights import digest
 from resnet_cifar.training import record
-from resnet_cifar.training.record import Arithmetic, Question, Record, RecordError
+from resnet_cifar.training.record import Arithmetic, Circumstances, Question, Record, RecordError
 from resnet_cifar.training.train import train_cells
 
 CELL = Cell("resnet", 1, 0)
@@ -95,8 +95,9 @@ def test_a_difference_in_words(one, other, words):
     assert one.difference(one.model_copy()) is None
 
 
-def test_every_part_of_an_identity_has_a_name_in_words():
-    fields = [*Question.model_fields.values(), *Arithmetic.model_fields.values()]
+def test_everything_that_may_differ_has_a_name_in_words():
+    parts = (Question, Arithmetic, Circumstances)
+    fields = [field for part in parts for field in part.model_fields.values()]
     assert all(field.description for field in fields)
 
 

@@ -137,9 +137,16 @@ def make_cell(
         predictions_sha256=digest(logits),
         arithmetic=_arithmetic(evaluated_by, "fp32"),
         test=measures(error, 10_000),
+        responses=responses(cell, random),
         validation=validation,
     )
     (result / "metrics.json").write_bytes(metrics.content())
+
+
+def responses(cell: Cell, random: np.random.Generator) -> list[float]:
+    """Smaller in a residual network, and the smaller the deeper it is, as in the paper's Figure 7."""
+    scale = 1.0 if cell.net == "plain" else 1 / np.sqrt(cell.n)
+    return (scale * random.uniform(0.5, 1.5, cell.depth - 1)).round(4).tolist()
 
 
 def _arithmetic(engine: str, precision: str) -> Arithmetic:
@@ -489,11 +496,23 @@ def test_without_measurements_there_is_no_section_on_speed(tmp_path):
 # ---- Figures ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("overrides", [PAPER, ("model.n=9", "train.seeds=3"), ("model.net=[resnet,plain]",)])
-def test_figures_are_wide_enough_and_the_same_bytes_again(rendered, tmp_path, overrides):
+ALWAYS = {"error_vs_depth.png", "training.png", "confusion.png"}
+BOTH = ("model.net=[resnet,plain]",)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "names"),
+    [
+        (PAPER, ALWAYS),
+        (("model.n=9", "train.seeds=3"), ALWAYS),
+        ((*BOTH, "model.n=3", "train.seeds=0"), ALWAYS | {"responses.png"}),
+        (BOTH, set(figures.FIGURES)),
+    ],
+)
+def test_figures_are_wide_enough_and_the_same_bytes_again(rendered, tmp_path, overrides, names):
     folder = rendered(*overrides)
     before = _everything(folder)
-    assert {path.name for path in (folder / "figures").iterdir()} == set(figures.FIGURES)
+    assert {path.name for path in (folder / "figures").iterdir()} == names
     for path in (folder / "figures").iterdir():
         assert Image.open(path).width >= 800
     (folder / "figures/stale.png").write_bytes(b"")
@@ -503,7 +522,9 @@ def test_figures_are_wide_enough_and_the_same_bytes_again(rendered, tmp_path, ov
 
 def test_dvc_shows_what_the_report_renders():
     plots = yaml.safe_load((ROOT / "dvc.yaml").read_text())["plots"]
-    assert [plot for plot in plots if isinstance(plot, str)] == [f"reports/figures/{name}" for name in figures.FIGURES]
+    assert [plot for plot in plots if isinstance(plot, str)] == [
+        f"reports/figures/{name}" for name in figures.FIGURES if name in ALWAYS
+    ]
     (curve,) = (plot for plot in plots if isinstance(plot, dict))
     assert curve["Test error, %"]["y"] == {"reports/curves.csv": "curve_test_error"}
 
@@ -563,6 +584,104 @@ def test_learning_curves_say_the_precision_of_their_test_error(tmp_path, monkeyp
     assert _legend(_drawn("training.png", tmp_path, study, monkeypatch)) == ["Test, in bf16 or fp32", "Training"]
 
 
+# ---- Plain and residual networks by depth ----------------------------------------------------------------------
+
+
+def _end(folder: Path, errors: dict[str, float]) -> None:
+    """Give cells' curves these last training errors, and their records the new digest."""
+    for name, error in errors.items():
+        files = run_files(folder / "runs", Cell.parse(name))
+        curve = pd.read_csv(files.history, dtype=str)
+        curve.loc[curve.index[-1], "train_error"] = str(error)
+        curve.to_csv(files.history, index=False)
+        _edit(files.record, {"history_sha256": sha256(files.history)})
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_degradation_is_said_in_points_and_by_intervals(tmp_path):
+    """Three runs one apart: s = 1, t(0.975, 2)/sqrt(3) = 2.484. Plain 12 against 6, residual 4 against 5."""
+    study = study_of("preset=degradation")
+    make_results(tmp_path, study)
+    means = {("plain", 9): 12, ("plain", 3): 6, ("resnet", 9): 4, ("resnet", 3): 5}
+    _end(tmp_path, {f"{net}-{n}-{seed}": mean + seed - 1 for (net, n), mean in means.items() for seed in range(3)})
+    text = (render(tmp_path, study) / "metrics.md").read_text()
+    _, _, said = text.partition("(figures/degradation.png)\n\n")
+    assert said.split("\n\n## ")[0] == (
+        "Training error over the last 250 iterations, mean of 3 runs:\n\n"
+        "- Plain-56 ends 6.00 points above Plain-20 in training error: 12.00% (95% interval 9.52 to 14.48) and "
+        "6.00% (95% interval 3.52 to 8.48); the intervals do not overlap.\n"
+        "- ResNet-56 ends 1.00 points below ResNet-20 in training error: 4.00% (95% interval 1.52 to 6.48) and "
+        "5.00% (95% interval 2.52 to 7.48); the intervals overlap."
+    )
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_degradation_of_one_run_has_no_interval(rendered):
+    text = (rendered(*BOTH, "model.n=[3,9]", "train.seeds=0") / "metrics.md").read_text()
+    assert "Training error over the last 50 iterations, one run of each network:" in text
+    assert "of one run there is no interval." in text
+    assert "95% interval" not in text.partition("(figures/degradation.png)")[2].partition("## ")[0]
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_responses_are_said_as_means_over_layers_and_seeds(tmp_path):
+    study = study_of(*BOTH, "model.n=3", "train.seeds=[0,1]")
+    make_results(tmp_path, study)
+    for cell in study.list_cells():
+        level = (2.0 if cell.net == "plain" else 1.0) + 0.5 * cell.seed
+        layers = [level - 0.25, *[level] * 17, level + 0.25]
+        _edit(tmp_path / f"results/{cell}/metrics.json", {"responses": layers})
+    text = (render(tmp_path, study) / "metrics.md").read_text()
+    assert "mean of 2 runs. The mean over all layers, plain and residual: 2.25 and 1.25 with 20 layers." in text
+    assert "Degradation" not in text  # one depth shows none
+
+
+def test_a_report_of_residual_networks_alone_speaks_of_neither(rendered):
+    text = (rendered("model.n=[3,9]") / "metrics.md").read_text()
+    assert "Degradation" not in text
+    assert "responses" not in text
+
+
+@pytest.mark.parametrize("depths", ["[3,5,7,9]", "[1,2,3,4,5,18]"])
+def test_both_panels_of_degradation_have_every_depth(tmp_path, monkeypatch, depths):
+    study = study_of("preset=degradation", f"model.n={depths}")
+    make_results(tmp_path, study)
+    figure = _drawn("degradation.png", tmp_path, study, monkeypatch)
+    assert [axes.get_title() for axes in figure.axes] == ["Plain", "Residual"]
+    curves = read(tmp_path, study).curves
+    for axes, net in zip(figure.axes, ("plain", "resnet"), strict=True):
+        drawn = [line for line in axes.lines if len(line.get_xdata()) == 32]
+        assert [line.get_linestyle() for line in drawn] == ["--", "-"] * len(study.cells.n)  # training, test
+        deepest = curves[(curves["net"] == net) & (curves["n"] == study.cells.n[-1])].groupby("iteration")
+        assert drawn[-1].get_ydata() == pytest.approx(deepest["curve_test_error"].mean())
+        assert drawn[-2].get_ydata() == pytest.approx(deepest["train_error"].mean())
+        assert len(axes.collections) == len(drawn)  # the bands
+    figure.draw_without_rendering()
+    legend = figure.legends[0].get_window_extent()
+    assert 0 <= legend.x0 <= legend.x1 <= figure.bbox.x1
+
+
+def test_responses_are_drawn_by_layer_and_by_size(tmp_path, monkeypatch):
+    study = study_of(*BOTH, "model.n=[3,9]")
+    make_results(tmp_path, study)
+    by_layer, by_size = _drawn("responses.png", tmp_path, study, monkeypatch).axes
+    means = read(tmp_path, study).responses.groupby(["net", "n", "layer"])["response"].mean()
+    expected = [means["plain", 3], means["plain", 9], means["resnet", 3], means["resnet", 9]]
+    for line, of_size, values in zip(by_layer.lines, by_size.lines, expected, strict=True):
+        assert line.get_xydata().tolist() == [list(pair) for pair in enumerate(values, start=1)]
+        assert of_size.get_ydata().tolist() == sorted(values, reverse=True)
+
+
+@pytest.mark.usefixtures("no_figures")
+@pytest.mark.parametrize(
+    ("kind", "words"), [("pytorch", "; initialised as PyTorch does; the error is"), ("he", "(A); the")]
+)
+def test_another_initialisation_is_said(rendered, kind, words):
+    text = (rendered(*PAPER, "model.n=3", f"model.initialization={kind}") / "metrics.md").read_text()
+    assert words in text
+    assert ("compared with it: `initialization`" in text) == (kind != "he")
+
+
 # ---- What is missing or wrong ----------------------------------------------------------------------------------
 
 METRICS, PREDICTIONS = "results/resnet-9-1/metrics.json", "results/resnet-9-1/predictions.safetensors"
@@ -588,6 +707,7 @@ def _append(path: Path, text: str) -> None:
         (lambda f: _append(f / HISTORY, "41,0.1,1,1,1,1,e\n"), r"history\.csv has the digest"),
         (lambda f: save_file({"weights": torch.zeros(3)}, f / WEIGHTS), r"weights\.safetensors has the digest"),
         (lambda f: save_file({"test_logits": torch.ones(3)}, f / PREDICTIONS), r"predictions\.safetensors is not what"),
+        (lambda f: _edit(f / METRICS, {"responses": [1.0] * 19}), r"metrics\.json has responses of 19 layers"),
         (lambda f: _edit(f / METRICS, {"test.error": 1.0}), r"metrics\.json do not follow from the confusion"),
         (lambda f: _edit(f / METRICS, {"test.class_errors": [1.0] * 10}), r"metrics\.json do not follow"),
         (lambda f: _edit(f / METRICS, {"test": measures(5.0, 10_000).model_dump()}), r"metrics\.json has 5 and"),
@@ -702,7 +822,7 @@ def test_the_stage_in_a_notebooks_shell_and_without_measurements(tmp_path):
         0,
         "benchmarks/throughput.csv is not there: the report has no section on speed\n",
     )
-    assert {path.name for path in (tmp_path / "reports/figures").iterdir()} == set(figures.FIGURES)
+    assert {path.name for path in (tmp_path / "reports/figures").iterdir()} == ALWAYS
 
 
 def test_a_disk_that_is_full_is_named_and_the_last_report_stays(tmp_path):

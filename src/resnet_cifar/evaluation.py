@@ -17,6 +17,7 @@ from resnet_cifar.training.record import Arithmetic, Digest
 CLASSES = 10
 BINS = 15
 ClassErrors = Annotated[list[float | None], Field(min_length=CLASSES, max_length=CLASSES)]
+Deviation = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Row = Annotated[list[int], Field(min_length=CLASSES, max_length=CLASSES)]
 
 
@@ -60,6 +61,8 @@ class Result(_Part):
         How the logits were computed.
     test, validation : Measures
         ``validation`` is None if no image is held out.
+    responses : list of float
+        Of each layer, as :func:`resnet_cifar.responses.layer_responses` gives them for the test images.
     """
 
     cell: str
@@ -69,6 +72,7 @@ class Result(_Part):
     predictions_sha256: Digest
     arithmetic: Arithmetic
     test: Measures
+    responses: Annotated[list[Deviation], Field(min_length=7)]
     validation: Measures | None = None
 
     def content(self) -> bytes:

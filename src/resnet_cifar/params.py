@@ -56,6 +56,10 @@ class Model(_Section):
     shortcut: Literal["A", "B"] = Field(
         description="A: subsample, append zero channels; B: 1x1 convolution where the shape changes"
     )
+    initialization: Literal["he", "he_convolutions", "pytorch"] = Field(
+        default="he",
+        description="he; pytorch: its defaults, with a sixth of the variance; he_convolutions: these in the classifier",
+    )
 
 
 class Data(_Section):

@@ -19,6 +19,7 @@ from resnet_cifar.native.library import Library, Unavailable
 from resnet_cifar.numerics.data import Dataset
 from resnet_cifar.numerics.models import CifarResNet
 from resnet_cifar.numerics.weights import digest
+from resnet_cifar.responses import layer_responses
 from resnet_cifar.settings import Settings
 from resnet_cifar.training.engines import Computer, load_native, native_arithmetic
 from resnet_cifar.training.record import RecordError
@@ -109,6 +110,7 @@ class Evaluator:
             data_sha256=self.data_digest,
             predictions_sha256=digest(load_file(predictions_file)),
             arithmetic=arithmetic,
+            responses=layer_responses(model, self.data.test),
             **measured,
         )
         write_whole(metrics_file, result.content())

@@ -2,7 +2,7 @@
 
 import argparse
 
-from resnet_cifar.commands import sweep
+from resnet_cifar.commands import study, sweep, verify
 from resnet_cifar.errors import exit_with
 
 
@@ -12,8 +12,12 @@ def main() -> None:
 
 
 def _main() -> None:
-    parser = argparse.ArgumentParser(prog="resnet-cifar", description="Many cells at once, recorded in DVC.")
-    sweep.add_to(parser.add_subparsers(required=True, metavar="COMMAND"))
+    parser = argparse.ArgumentParser(
+        prog="resnet-cifar", description="Many cells and several studies, recorded in DVC; and their bytes again."
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for command in (sweep, study, verify):
+        command.add_to(commands)
     args = parser.parse_args()
     args.run(args)
 

@@ -7,7 +7,7 @@ from collections.abc import Generator, Mapping
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from resnet_cifar.native.library import Library
 from resnet_cifar.native.network import Batches, Images, NativeNetwork, NonFinite, State
@@ -15,7 +15,7 @@ from resnet_cifar.numerics.batches import Rows
 from resnet_cifar.numerics.data import Dataset, Split
 from resnet_cifar.numerics.engine import NonFiniteError, Outcome, Turn
 from resnet_cifar.numerics.initialization import initialize
-from resnet_cifar.numerics.models import Architecture, CifarResNet
+from resnet_cifar.numerics.models import NUM_CLASSES, Architecture, CifarResNet
 from resnet_cifar.numerics.protocol import Recipe
 
 EVALUATED = 1000  # images of one call: short enough for Ctrl-C
@@ -34,18 +34,23 @@ class NativeEngine:
         The engine's library.
     threads : int
         CPU threads; they change no bit.
+    classes : int
+        2 to 16, for images that are not CIFAR-10's.
     """
 
     name = "native"
     stretch = 4
 
-    def __init__(self, recipe: Recipe, data: Dataset, library: Library, threads: int) -> None:
+    def __init__(
+        self, recipe: Recipe, data: Dataset, library: Library, threads: int, classes: int = NUM_CLASSES
+    ) -> None:
         self.recipe = recipe
+        self.network = NativeNetwork(library, recipe.net, recipe.n, recipe.batch_size, threads, classes)
         model = CifarResNet(Architecture(recipe.net, recipe.n, recipe.shortcut))
-        initialize(model, recipe.seed)
+        model.fc = nn.Linear(model.num_features, classes)
+        initialize(model, recipe.seed, recipe.initialization)
         model.set_normalization(*data.normalization(recipe.normalize))
         self.buffers = {"mean": model.mean.clone(), "std": model.std.clone()}
-        self.network = NativeNetwork(library, recipe.net, recipe.n, recipe.batch_size, threads)
         self.state = _state(self.network, model.state_dict())
         self.images = _images(data.train, self.buffers)
         self.splits = {name: _images(split, self.buffers) for name, split in data.held_out.items()}

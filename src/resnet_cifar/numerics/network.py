@@ -39,7 +39,7 @@ class TorchNetwork:
         self.recipe, self.data = recipe, data
         self.scale, self.dtype = LOSS_SCALE[precision], DTYPES[precision]
         self.model = CifarResNet(Architecture(recipe.net, recipe.n, recipe.shortcut))
-        initialize(self.model, recipe.seed)
+        initialize(self.model, recipe.seed, recipe.initialization)
         self.model.to(device)
         self.model.set_normalization(*data.normalization(recipe.normalize))
         self.pixel_values = pixel_values().to(device)

@@ -41,6 +41,8 @@ class Recipe:
         fp32, bf16 or fp16: of convolutions and activations.
     eval_every : int
         Iterations between two points of the curve.
+    initialization : str
+        he, he_convolutions or pytorch, as :func:`~resnet_cifar.numerics.initialization.initialize` knows them.
     """
 
     net: str
@@ -59,6 +61,7 @@ class Recipe:
     weight_decay: float
     precision: str
     eval_every: int
+    initialization: str = "he"
 
     @property
     def digest(self) -> str:
@@ -96,6 +99,7 @@ def resolve(study: "Study", net: str, n: int, seed: int) -> Recipe:
         weight_decay=train.weight_decay,
         precision=train.precision,
         eval_every=train.eval_every,
+        initialization=study.model.initialization,
     )
 
 

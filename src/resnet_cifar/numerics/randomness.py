@@ -75,8 +75,7 @@ def normals(seed: int, part: int, count: int) -> np.ndarray:
     found: list[np.ndarray] = []
     have = 0
     while have < count:
-        # 53 bits of a word as a number in [-1, 1)
-        u, v = (words.random_raw(2 * BLOCK) >> np.uint64(11)).astype(np.float64).reshape(2, BLOCK) * 2.0**-52 - 1.0
+        u, v = _numbers(words, 2 * BLOCK).reshape(2, BLOCK)
         square = u * u + v * v
         inside = (square > 0) & (square < 1)
         u, v, square = u[inside], v[inside], square[inside]
@@ -84,6 +83,16 @@ def normals(seed: int, part: int, count: int) -> np.ndarray:
         found.append(np.stack([u * factor, v * factor], axis=1).reshape(-1))
         have += found[-1].size
     return np.concatenate(found)[:count]
+
+
+def uniforms(seed: int, part: int, count: int) -> np.ndarray:
+    """Numbers spread evenly over [-1, 1) for initial weights, float64 of shape (count,); arguments as of normals."""
+    return _numbers(_words(seed, WEIGHTS, part), count)
+
+
+def _numbers(words: np.random.PCG64, count: int) -> np.ndarray:
+    """53 bits of each of the next words as a number in [-1, 1)."""
+    return (words.random_raw(count) >> np.uint64(11)).astype(np.float64) * 2.0**-52 - 1.0
 
 
 def _words(seed: int, role: int, part: int) -> np.random.PCG64:

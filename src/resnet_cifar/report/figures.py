@@ -1,45 +1,26 @@
-"""The report's figures in one style: 800 px wide on a page, colour-blind safe, the same bytes for the same input."""
+"""The report's figures, by the names of their files."""
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import matplotlib.style
 import numpy as np
 import pandas as pd
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.container import Container
-from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from resnet_cifar.cells import NETS
 from resnet_cifar.cifar10 import CLASSES
 from resnet_cifar.params import Study
+from resnet_cifar.report import depth
+from resnet_cifar.report.canvas import BLACK, BLUE, DROPS, GREEN, VERMILLION, draw_curve, figure, mark_schedule
 from resnet_cifar.report.outcome import Outcome
 from resnet_cifar.report.statistics import summarize
 
-# Okabe and Ito, Color Universal Design, 2008.
-BLUE, VERMILLION, GREEN, BLACK = "#0072B2", "#D55E00", "#009E73", "#000000"
 NET_COLORS = {"resnet": BLUE, "plain": VERMILLION}
 FOLDER = "figures"
-WIDTH = 8.0  # inches
-STYLE = {
-    "axes.axisbelow": True,
-    "axes.grid": True,
-    "axes.spines.right": False,
-    "axes.spines.top": False,
-    "axes.titlesize": 12,
-    "figure.constrained_layout.h_pad": 0.1,
-    "figure.constrained_layout.use": True,
-    "figure.constrained_layout.w_pad": 0.1,
-    "font.size": 11,
-    "grid.color": "#E5E5E5",
-    "legend.frameon": False,
-    "savefig.dpi": 150,
-}
 
 
 def error_vs_depth(_: Study, outcome: Outcome, path: Path) -> None:
@@ -54,8 +35,8 @@ def error_vs_depth(_: Study, outcome: Outcome, path: Path) -> None:
     """
     depths = sorted(outcome.cells["depth"].unique())
     place = {depth: position for position, depth in enumerate(depths)}
-    with _figure(path, 4.8) as figure:
-        axes = figure.subplots()
+    with figure(path, 4.8) as made:
+        axes = made.subplots()
         marks: list[Artist | Container] = []
         for net, cells in outcome.cells.groupby("net", sort=False):
             placed = cells.assign(place=cells["depth"].map(place))
@@ -67,7 +48,7 @@ def error_vs_depth(_: Study, outcome: Outcome, path: Path) -> None:
         axes.set_ylim(bottom=max(0, axes.get_ylim()[0]))
         axes.set_xticks(range(len(depths)), [str(depth) for depth in depths])
         axes.grid(visible=False, axis="x")
-        figure.legend(handles=marks, loc="outside lower center", ncols=min(2, len(marks)))
+        made.legend(handles=marks, loc="outside lower center", ncols=min(2, len(marks)))
 
 
 def _mark_runs(axes: Axes, cells: pd.DataFrame, count: int, label: str, color: str) -> list[Artist | Container]:
@@ -127,29 +108,22 @@ def training(study: Study, outcome: Outcome, path: Path) -> None:
     final = outcome.curves.loc[outcome.curves["iteration"] == study.train.iterations, "curve_test_error"].max()
     test = "Test" if outcome.precisions == ["fp32"] else f"Test, in {' or '.join(outcome.precisions)}"
     shown = (("curve_test_error", test, BLUE), ("train_error", "Training", VERMILLION))
-    with _figure(path, 0.6 + rows * (2.6 if columns == 2 else 4)) as figure:
-        panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flatten()
+    with figure(path, 0.6 + rows * (2.6 if columns == 2 else 4)) as made:
+        panels = made.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flatten()
         for axes, network in zip(panels, networks, strict=False):
-            curves = outcome.curves[outcome.curves["network"] == network].groupby("iteration")
+            curves = outcome.curves[outcome.curves["network"] == network]
             for key, label, color in shown:
-                errors = curves[key].agg(["mean", "min", "max"])
-                axes.plot(errors.index, errors["mean"], color=color, linewidth=1.5, label=label)
-                axes.fill_between(errors.index, errors["min"], errors["max"], color=color, alpha=0.25, linewidth=0)
-            for milestone in study.train.milestones:
-                axes.axvline(milestone, color=BLACK, linewidth=0.8, linestyle=":")
-            axes.set(
-                title=f"{network}, {_basis(outcome)}", xlim=(0, study.train.iterations), ylim=(0, min(100, 2.5 * final))
-            )
-            axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-            axes.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 1.6, 2, 2.5, 4, 5, 8, 10]))
+                draw_curve(axes, curves, key, alpha=0.25, color=color, linewidth=1.5, label=label)
+            mark_schedule(axes, study)
+            axes.set(title=f"{network}, {_basis(outcome)}", ylim=(0, min(100, 2.5 * final)))
         for axes in panels[len(networks) :]:
             axes.set_axis_off()
         # The panel above a missing one is the last of its column and says its own iterations.
         for axes in panels[len(networks) - columns : len(networks)]:
             axes.tick_params(labelbottom=True)
-        figure.supxlabel("Iteration (dotted: the learning rate drops)", fontsize=11)
-        figure.supylabel("Error (%)", fontsize=11)
-        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
+        made.supxlabel(DROPS, fontsize=11)
+        made.supylabel("Error (%)", fontsize=11)
+        made.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
 
 
 def confusion(_: Study, outcome: Outcome, path: Path) -> None:
@@ -167,8 +141,8 @@ def confusion(_: Study, outcome: Outcome, path: Path) -> None:
     percent = 100 * counts / np.maximum(1, counts.sum(axis=1, keepdims=True))
     # The diagonal would leave one colour for all confusions.
     mistakes = np.where(np.eye(len(CLASSES), dtype=bool), np.nan, percent)
-    with _figure(path, 6.6) as figure:
-        axes = figure.subplots()
+    with figure(path, 6.6) as made:
+        axes = made.subplots()
         image = axes.imshow(mistakes, cmap="Blues", vmin=0)
         strongest = max(1e-9, np.nanmax(mistakes))
         for (row, column), value in np.ndenumerate(percent):
@@ -192,7 +166,7 @@ def confusion(_: Study, outcome: Outcome, path: Path) -> None:
         )
         axes.grid(visible=False)
         axes.spines[:].set_visible(False)
-        figure.colorbar(image, label="Mistaken for another class (%)", shrink=0.8)
+        made.colorbar(image, label="Mistaken for another class (%)", shrink=0.8)
 
 
 def _basis(outcome: Outcome) -> str:
@@ -202,24 +176,43 @@ def _basis(outcome: Outcome) -> str:
 
 @dataclass(frozen=True)
 class Drawing:
-    """A figure of the report: what it shows, and the function that draws it into a PNG."""
+    """A figure of the report.
+
+    Attributes
+    ----------
+    title : str
+        What it shows.
+    draw : callable
+        Draws it into a PNG.
+    fits : callable
+        Whether a study has what it needs.
+    says : callable
+        What the numbers in it come to, in Markdown; may be empty.
+    """
 
     title: str
     draw: Callable[[Study, Outcome, Path], None]
+    fits: Callable[[Outcome], bool] = lambda _: True
+    says: Callable[[Outcome], str] = lambda _: ""
 
 
 FIGURES = {
     "error_vs_depth.png": Drawing("Test error against depth", error_vs_depth),
+    "degradation.png": Drawing(
+        "Degradation: plain and residual networks by depth",
+        depth.draw_degradation,
+        depth.shows_degradation,
+        depth.describe_degradation,
+    ),
+    "responses.png": Drawing(
+        "Layer responses", depth.draw_responses, depth.compares_responses, depth.describe_responses
+    ),
     "training.png": Drawing("Training and test error against iteration", training),
     "confusion.png": Drawing("Confusion matrix", confusion),
 }
 """By the names of their files, in the report's order."""
 
 
-@contextmanager
-def _figure(path: Path, height: float) -> Iterator[Figure]:
-    """A figure in the style, saved at the end without the metadata that would change with the library."""
-    with matplotlib.style.context(["default", STYLE]):
-        figure = Figure(figsize=(WIDTH, height))
-        yield figure
-        figure.savefig(path, format="png", metadata={"Software": None})
+def figures_of(outcome: Outcome) -> dict[str, Drawing]:
+    """Those of a study, by the names of their files."""
+    return {name: drawing for name, drawing in FIGURES.items() if drawing.fits(outcome)}

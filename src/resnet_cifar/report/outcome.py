@@ -41,6 +41,8 @@ class Outcome:
         Test error of each class; NaN for a class without a test image.
     confusion : ndarray of float, shape (cells, 10, 10)
         Test images by true (row) and predicted (column) class.
+    responses : DataFrame
+        One row a cell and layer, from 1 to 6n+1: the standard deviation of its response on test images.
     differences : list of str
         The parameters in which the study is not the paper's.
     published : DataFrame
@@ -53,6 +55,7 @@ class Outcome:
     curves: pd.DataFrame
     class_errors: np.ndarray
     confusion: np.ndarray
+    responses: pd.DataFrame
     differences: list[str]
     published: pd.DataFrame
 
@@ -100,6 +103,7 @@ def load(study: Study, runs: Path, results: Path) -> Outcome:
         pd.concat([_curve(each) for each in found], ignore_index=True),
         np.array([each.result.test.class_errors for each in found], dtype=float),
         np.array([each.result.test.confusion for each in found], dtype=float),
+        pd.concat([_responses(each) for each in found], ignore_index=True),
         differences,
         _published(study, [] if differences else [each.cell for each in found]),
     )
@@ -140,16 +144,20 @@ def _row(finished: Finished) -> dict[str, object]:
 
 
 def _curve(finished: Finished) -> pd.DataFrame:
-    cell, history = finished.cell, finished.history
-    identity = {
-        "network": cell.network,
-        "net": cell.net,
-        "n": cell.n,
-        "seed": cell.seed,
-        "precision": finished.record.arithmetic.precision,
-    }
+    history = finished.history
+    identity = _identity(finished.cell) | {"precision": finished.record.arithmetic.precision}
     columns = [name for name in CURVE if name in history]
     return pd.DataFrame(identity, index=history.index).join(history[columns].rename(columns=CURVE))
+
+
+def _responses(finished: Finished) -> pd.DataFrame:
+    responses = finished.result.responses
+    layers = pd.DataFrame({"layer": range(1, len(responses) + 1), "response": responses})
+    return layers.assign(**_identity(finished.cell))
+
+
+def _identity(cell: Cell) -> dict[str, object]:
+    return {"network": cell.network, "net": cell.net, "n": cell.n, "seed": cell.seed}
 
 
 def _published(study: Study, cells: list[Cell]) -> pd.DataFrame:

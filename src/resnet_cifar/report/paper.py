@@ -57,7 +57,9 @@ def differences(study: Study, precisions: Collection[str]) -> list[str]:
     precisions : collection of str
         Those in force when its cells were trained, as their records say.
     """
-    found = dict.fromkeys(name for cell in study.list_cells() for name in _differ(study.recipe(cell), recipe(cell)))
+    found = dict.fromkeys(
+        name for cell in study.list_cells() for name in differing(study.recipe(cell), recipe(cell), NOT_ASKED)
+    )
     if study.data.validation:
         found["validation"] = None
     if set(precisions) != {"fp32"}:
@@ -70,11 +72,12 @@ def follows_the_paper(study: Study, precisions: Collection[str]) -> bool:
     return not differences(study, precisions)
 
 
-def _differ(one: Recipe, paper: Recipe) -> list[str]:
+def differing(one: Recipe, other: Recipe, but: Collection[str]) -> list[str]:
+    """The fields in which two recipes differ, ``but`` some."""
     if not one.warmup_iterations:
-        paper = replace(paper, warmup_lr=one.warmup_lr)  # of no iteration
+        other = replace(other, warmup_lr=one.warmup_lr)  # of no iteration
     return [
         field.name
         for field in fields(Recipe)
-        if field.name not in NOT_ASKED and getattr(one, field.name) != getattr(paper, field.name)
+        if field.name not in but and getattr(one, field.name) != getattr(other, field.name)
     ]

@@ -101,6 +101,8 @@ def _read(study: Study, cell: Cell, runs: Path, folder: Path) -> Finished:
     held_out = _images(result.validation) if result.validation else 0
     if held_out != study.data.validation or ("validation_error" in history) != bool(held_out):
         raise UnfitError(f"its files are not of data.validation {study.data.validation}")
+    if len(result.responses) != cell.depth - 1:
+        raise UnfitError(f"its metrics.json has responses of {len(result.responses)} layers")
     for measures in (result.test, result.validation):
         if measures and not _add_up(measures):
             raise UnfitError("the errors in its metrics.json do not follow from the confusion matrix there")

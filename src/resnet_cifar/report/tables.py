@@ -1,20 +1,24 @@
 """The report in words and numbers: the error table in Markdown, the same as CSV and as metrics for DVC."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
-import numpy as np
 import pandas as pd
-from tabulate import tabulate
 
 from resnet_cifar.cells import Cell
 from resnet_cifar.cifar10 import CLASSES
 from resnet_cifar.params import TRAINING_IMAGES, Study
-from resnet_cifar.report.figures import FIGURES, FOLDER
+from resnet_cifar.report.figures import FOLDER, figures_of
 from resnet_cifar.report.outcome import Outcome
 from resnet_cifar.report.statistics import Summary, summarize
+from resnet_cifar.report.text import DASH, interval, listed, markdown, number, spread
 
-DASH = "–"
+INITIALIZATIONS = {
+    "he": "",
+    "he_convolutions": "the classifier initialised as PyTorch does, the convolutions by He's rule; ",
+    "pytorch": "initialised as PyTorch does; ",
+}
+"""The paper's needs no word."""
 
 
 def metrics_md(study: Study, outcome: Outcome, speed: pd.DataFrame | None) -> str:
@@ -37,7 +41,11 @@ def metrics_md(study: Study, outcome: Outcome, speed: pd.DataFrame | None) -> st
         _remarks(study, outcome),
         f"**Hardware:** {_hardware(outcome)}",
         f"**Curves:** {_curves(outcome)}",
-        *[f"## {drawing.title}\n\n![{drawing.title}]({FOLDER}/{name})" for name, drawing in FIGURES.items()],
+        *[
+            part
+            for name, drawing in figures_of(outcome).items()
+            for part in (f"## {drawing.title}\n\n![{drawing.title}]({FOLDER}/{name})", drawing.says(outcome))
+        ],
         f"## Test error by class, %\n\n{_basis(outcome)}",
         _class_table(outcome),
         f"## Loss, calibration and time\n\n{_basis(outcome)} The calibration error is the expected gap between "
@@ -89,13 +97,13 @@ def _error_table(study: Study, outcome: Outcome) -> str:
             "Network": str(network),
             "Parameters": f"{rows['parameters'].iloc[0]:,}",
             "Runs": str(errors.runs),
-            "Test error, %": _spread(errors.mean, errors.std),
+            "Test error, %": spread(errors.mean, errors.std),
         }
         if study.data.validation:
             held_out = summarize(rows["validation_error"])
-            row["Validation error, %"] = _spread(held_out.mean, held_out.std)
+            row["Validation error, %"] = spread(held_out.mean, held_out.std)
         row |= {
-            "95% interval of the mean": _range(errors.interval),
+            "95% interval of the mean": interval(errors.interval),
             "Best (seed)": _seed(rows, rows["test_error"].idxmin()),
             "Worst (seed)": _seed(rows, rows["test_error"].idxmax()),
         }
@@ -109,7 +117,7 @@ def _error_table(study: Study, outcome: Outcome) -> str:
                 "The paper's run is": _verdict(paper, errors),
             }
         table.append(row)
-    return _markdown(table)
+    return markdown(table)
 
 
 def _reported(row: pd.Series | None) -> str:
@@ -118,7 +126,7 @@ def _reported(row: pd.Series | None) -> str:
         return DASH
     if row["kind"] == "figure":
         return f"≈ {row['error']:.1f}"
-    return _spread(row["error"], row["std"]) if row["kind"] == "mean" else _number(row["error"])
+    return spread(row["error"], row["std"]) if row["kind"] == "mean" else number(row["error"])
 
 
 def _verdict(paper: pd.Series | None, ours: Summary) -> str:
@@ -126,7 +134,7 @@ def _verdict(paper: pd.Series | None, ours: Summary) -> str:
     if paper is None or paper["kind"] == "mean" or ours.prediction is None:
         return DASH
     low, high = ours.prediction
-    return f"{'inside' if low <= paper['error'] <= high else 'outside'} {_range(ours.prediction)}"
+    return f"{'inside' if low <= paper['error'] <= high else 'outside'} {interval(ours.prediction)}"
 
 
 def _legend(outcome: Outcome) -> str:
@@ -161,7 +169,7 @@ def _legend(outcome: Outcome) -> str:
 
 def _protocol(study: Study) -> str:
     train, data = study.train, study.data
-    drops = _listed([f"{milestone:,}" for milestone in train.milestones])
+    drops = listed([f"{milestone:,}" for milestone in train.milestones])
     rate = f"learning rate {train.lr:g}" + (f", times {train.gamma:g} after {drops} iterations" if drops else "")
     if warm := _warmed_up(study):
         deep = "" if len(warm) == len(study.list_cells()) else f" if {min(cell.depth for cell in warm)} layers or more"
@@ -170,9 +178,10 @@ def _protocol(study: Study) -> str:
     held_out = f" ({data.validation:,} more held out)" if data.validation else ""
     shortcut = "parameter-free shortcuts (A)" if study.model.shortcut == "A" else "projection shortcuts (B)"
     images = f"{TRAINING_IMAGES - data.validation:,} training images{held_out}"
+    start = INITIALIZATIONS[study.model.initialization]
     return (
         f"{train.iterations:,} iterations of SGD on batches of {train.batch_size}, momentum {train.momentum:g}, "
-        f"weight decay {train.weight_decay:g}, {rate}; {images}, {mean}, random crops and flips; {shortcut}; "
+        f"weight decay {train.weight_decay:g}, {rate}; {images}, {mean}, random crops and flips; {shortcut}; {start}"
         "the error is the last iterate's on the test images, computed in fp32 from its checkpoint."
     )
 
@@ -181,7 +190,7 @@ def _remarks(study: Study, outcome: Outcome) -> str:
     """Where the protocol is not the paper's, and where it is not so to the letter; a line each."""
     lines = []
     if outcome.differences:
-        named = _listed([f"`{name}`" for name in outcome.differences])
+        named = listed([f"`{name}`" for name in outcome.differences])
         lines.append(f"Not the paper's, and so not compared with it: {named}.")
     if study.data.validation:
         lines.append(
@@ -189,7 +198,7 @@ def _remarks(study: Study, outcome: Outcome) -> str:
             "45,000 and 5,000; what stands beside its table is trained on all."
         )
     if outcome.precisions != ["fp32"]:
-        lines.append(f"Trained in {_listed(outcome.precisions)}; the paper trained in single precision (fp32).")
+        lines.append(f"Trained in {listed(outcome.precisions)}; the paper trained in single precision (fp32).")
     if _warmed_up(study):
         lines.append(
             f"A fixed {study.train.warmup.iterations:,} iterations of warm-up replace the paper's "
@@ -222,7 +231,7 @@ def _hardware(outcome: Outcome) -> str:
     engines = cells.groupby("engine").size()
     mixed = ""
     if len(engines) > 1:
-        counts = _listed([f"{_runs(count)} of the {engine} engine" for engine, count in engines.items()])
+        counts = listed([f"{_runs(count)} of the {engine} engine" for engine, count in engines.items()])
         mixed = f" **The table mixes engines:** {counts}. They compute the same protocol with other roundings."
     return f"{'; '.join(kinds)}. The times of all runs add up to {time}.{mixed}"
 
@@ -236,7 +245,7 @@ def _curves(outcome: Outcome) -> str:
         )
     return (
         "their test error, `curve_test_error` in curves.csv, is computed while training, here in "
-        f"{_listed(outcome.precisions)}. In 16 bits it is another number than the table's, `test_error` in "
+        f"{listed(outcome.precisions)}. In 16 bits it is another number than the table's, `test_error` in "
         "results.csv, which comes from the checkpoint in fp32."
     )
 
@@ -257,18 +266,18 @@ def _class_table(outcome: Outcome) -> str:
     table = []
     for network in outcome.networks:
         errors = outcome.class_errors[outcome.cells["network"] == network].mean(axis=0)
-        table.append({"Network": network} | dict(zip(CLASSES, map(_number, errors), strict=True)))
-    return _markdown(table)
+        table.append({"Network": network} | dict(zip(CLASSES, map(number, errors), strict=True)))
+    return markdown(table)
 
 
 def _cost_table(outcome: Outcome) -> str:
     columns: dict[str, tuple[str, Callable[[float], str]]] = {
         "Test loss, nats": ("test_loss", "{:.3f}".format),
-        "Calibration error, %": ("test_calibration_error", _number),
+        "Calibration error, %": ("test_calibration_error", number),
         "Seconds a run": ("seconds", "{:,.0f}".format),
         "Images a second": ("images_per_second", "{:,.0f}".format),
     }
-    return _markdown(
+    return markdown(
         [
             {"Network": str(network)} | {title: form(rows[key].mean()) for title, (key, form) in columns.items()}
             for network, rows in outcome.cells.groupby("network", sort=False)
@@ -276,14 +285,8 @@ def _cost_table(outcome: Outcome) -> str:
     )
 
 
-def _markdown(rows: Sequence[dict[str, str]], words: int = 1) -> str:
-    """Rows, each from heading to cell, as a Markdown table; its first columns hold words, the others numbers."""
-    alignment = ["left"] * words + ["right"] * (len(rows[0]) - words)
-    return tabulate(rows, headers="keys", tablefmt="pipe", colalign=alignment, disable_numparse=True)
-
-
 def _speed_table(speed: pd.DataFrame) -> str:
-    return _markdown(
+    return markdown(
         [
             {
                 "Device": f"{row['device']}, {_threads(row['threads'])}",
@@ -302,21 +305,5 @@ def _speed_table(speed: pd.DataFrame) -> str:
     )
 
 
-def _number(value: float) -> str:
-    return DASH if np.isnan(value) else f"{value:.2f}"
-
-
-def _spread(mean: float, std: float | None) -> str:
-    return f"{_number(mean)} ± {DASH if std is None else _number(std)}"
-
-
-def _range(interval: tuple[float, float] | None) -> str:
-    return DASH if interval is None else f"{_number(interval[0])} to {_number(interval[1])}"
-
-
 def _seed(rows: pd.DataFrame, index: int) -> str:
-    return f"{_number(rows.loc[index, 'test_error'])} ({rows.loc[index, 'seed']})"
-
-
-def _listed(words: list[str]) -> str:
-    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+    return f"{number(rows.loc[index, 'test_error'])} ({rows.loc[index, 'seed']})"

@@ -7,7 +7,7 @@ from pathlib import Path
 from resnet_cifar.errors import InputError
 from resnet_cifar.params import Study
 from resnet_cifar.report import outcome, speed, tables
-from resnet_cifar.report.figures import FIGURES, FOLDER
+from resnet_cifar.report.figures import FOLDER, figures_of
 
 
 def write(study: Study, runs: Path, results: Path, throughput: Path, out: Path) -> None:
@@ -46,7 +46,7 @@ def write(study: Study, runs: Path, results: Path, throughput: Path, out: Path) 
         for name, text in texts.items():
             (new / name).write_text(text, encoding="utf-8", newline="\n")
         (new / FOLDER).mkdir()
-        for name, drawing in FIGURES.items():
+        for name, drawing in figures_of(found).items():
             drawing.draw(study, found, new / FOLDER / name)
         shutil.rmtree(out / FOLDER, ignore_errors=True)
         for path in sorted(new.iterdir()):

@@ -31,6 +31,7 @@ from resnet_cifar.numerics.graph import GraphEngine
 from resnet_cifar.params import Study
 from resnet_cifar.progress import clock
 from resnet_cifar.settings import Settings
+from resnet_cifar.settings import read as read_settings
 from resnet_cifar.sweep.checkout import DATA, FILES, SCRATCH
 from resnet_cifar.sweep.local import share
 from resnet_cifar.training.engines import Computer, load_native
@@ -108,7 +109,7 @@ def train(
     cells : list of Cell
         What to train.
     settings : Settings
-        What the driver's environment says; it holds on all nodes.
+        What the driver's environment says; it holds on all nodes, as :func:`settings_here` has it.
     take : callable
         Gets a cell and its files, in a folder that is removed afterwards; returns why it does not take them, or None.
     say : callable
@@ -402,7 +403,7 @@ def unfitness(expected: dict[str, str], needs_native: bool, simd: str | None) ->
     needs_native : bool
         Whether the native engine is used.
     simd : str or None
-        Its instruction set, if one is given.
+        Its instruction set, if the driver's environment names one.
     """
     here = _versions(alike=True)
     for name, wanted in expected.items():
@@ -410,10 +411,23 @@ def unfitness(expected: dict[str, str], needs_native: bool, simd: str | None) ->
             return f"its {name} is {here[name]}, the driver's is {wanted}; a cell needs the same everywhere"
     if needs_native:
         try:
-            load_native(Settings(None, 1, None, 0.0, simd, None), lambda _: None)
+            own = read_settings()
+            if not load_native(replace(own, simd=simd or own.simd), lambda _: None):  # as settings_here has it
+                raise Unavailable("RESNET_CIFAR_SIMD is 'none'")
         except (Unavailable, InputError) as error:
             return f"its native engine cannot be used ({str(error).rstrip('.')}), the driver's can"
     return None
+
+
+def settings_here(given: Settings, torch_too: bool) -> Settings:
+    """The driver's settings as the native engine has them on this node.
+
+    This node's environment names the instruction set where the driver's does not. Where torch does not compute, too, a
+    cell takes no more threads than this node's environment or cores allow. No bit depends on either.
+    """
+    own = read_settings()
+    threads = given.threads if torch_too else min(given.threads, own.threads)
+    return replace(given, simd=given.simd or own.simd, threads=threads)
 
 
 def train_pack(
@@ -427,13 +441,16 @@ def train_pack(
     """Train cells on this node; yield lines of progress, saved states, and each cell as soon as it is trained."""
     node = ray.get_runtime_context().get_node_id()
     here = _place(ray.util.get_node_ip_address(), node)
-    reason = unfitness(*expected, settings["simd"])
+    versions, needs_native = expected
+    given = Settings(**settings)
+    reason = unfitness(versions, needs_native, given.simd)
     if reason:  # it joined when the others had been asked
         yield Refusal(node, _refuse(here, reason))
         return
     yield f"{here}: training {', '.join(names)}"
     with TemporaryDirectory(prefix="resnet-cifar-") as name:
-        pack = _Pack(Path(name), names, Study.model_validate(study), Settings(**settings))
+        chosen = settings_here(given, torch_too="torch" in versions) if needs_native else given
+        pack = _Pack(Path(name), names, Study.model_validate(study), chosen)
         for sent in pack.train(data, states):
             if isinstance(sent, OSError | InputError):
                 yield Refusal(node, _refuse(here, f"nothing can be trained there ({str(sent).rstrip('.')})"))

@@ -23,7 +23,9 @@ MEASURED = 0.5  # seconds at least
 Turns = Generator[Turn, None, Any]
 
 
-def estimate(computer: Computer, study: Study, cells: list[Cell], pack: int | None, devices: int) -> float:
+def estimate(
+    computer: Computer, study: Study, cells: list[Cell], iterations: int, pack: int | None = None, devices: int = 1
+) -> float:
     """Seconds that so many devices like this one take for cells, each depth as many at once as the device takes.
 
     Parameters
@@ -34,20 +36,22 @@ def estimate(computer: Computer, study: Study, cells: list[Cell], pack: int | No
         The parameters.
     cells : list of Cell
         At least one.
-    pack : int or None
+    iterations : int
+        How many of each.
+    pack : int, optional
         How many the environment wants to train at once.
     devices : int
         How many devices there are.
     """
     train = study.train
-    evaluations = -(-train.iterations // train.eval_every) * (TEST_IMAGES + study.data.validation) / PROBE_IMAGES
+    evaluations = -(-iterations // train.eval_every) * (TEST_IMAGES + study.data.validation) / PROBE_IMAGES
     data = _made_up(train.batch_size).to(computer.device)
     seconds = 0.0
     for net, n in sorted({(cell.net, cell.n) for cell in cells}):
         recipes = [study.recipe(cell) for cell in cells if (cell.net, cell.n) == (net, n)]
         at_once = min(len(recipes), memory.fit_at_once(computer, recipes, pack))
         step, evaluation = _measure(computer, recipes[:at_once], data)
-        seconds += (train.iterations * step + evaluations * evaluation) * len(recipes) / at_once
+        seconds += (iterations * step + evaluations * evaluation) * len(recipes) / at_once
     return seconds / min(devices, len(cells))
 
 

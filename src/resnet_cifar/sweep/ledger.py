@@ -39,11 +39,15 @@ def make_data() -> None:
     with lock_repo(repo):
         if not any(stage.changed() for stage in repo.stage.collect("preprocess", with_deps=True)):
             return
-    folder = Path(sys.executable).parent
-    environment = os.environ | {"PATH": f"{folder}{os.pathsep}{os.environ.get('PATH', '')}"}
-    done = subprocess.run([sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "preprocess"], env=environment)
+    command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "preprocess"]
+    done = subprocess.run(command, env=subprocess_environment())
     if done.returncode:
         raise InputError("the data set could not be brought up to date; the lines above say why.")
+
+
+def subprocess_environment() -> dict[str, str]:
+    """This process's environment, for DVC in another one: the `python` of its stages is the one that runs here."""
+    return os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"}
 
 
 class Ledger:

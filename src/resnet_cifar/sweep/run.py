@@ -197,7 +197,7 @@ def dry_run(settings: Settings, say: Say) -> None:
         return
     devices = local.devices(settings)
     computer = Computer(replace(settings, device=devices[0]), say)
-    seconds = estimate(computer, study, plan.stale, settings.pack, len(devices))
+    seconds = estimate(computer, study, plan.stale, study.train.iterations, settings.pack, len(devices))
     print(f"{_count(plan.stale)} would be trained: {_names(plan.stale)}")
     print(f"in about {clock(seconds)} on {len(devices)} x {machine.device_name(computer.device)}")
 

@@ -17,13 +17,19 @@ Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
+    def differences(self, other: Self) -> list[str]:
+        """In what this differs from ``other``, each thing in words."""
+        pairs = {
+            field.description: (getattr(self, name), getattr(other, name))
+            for name, field in type(self).model_fields.items()
+        }
+        return [
+            f"its {what} is {_short(mine)}, not {_short(its)}" for what, (mine, its) in pairs.items() if mine != its
+        ]
+
     def difference(self, other: Self) -> str | None:
-        """The first thing in which this differs from ``other``, in words; None if they are equal."""
-        for name, field in type(self).model_fields.items():
-            mine, its = getattr(self, name), getattr(other, name)
-            if mine != its:
-                return f"its {field.description} is {_short(mine)}, not {_short(its)}"
-        return None
+        """The first of :meth:`differences`; None if they are equal."""
+        return next(iter(self.differences(other)), None)
 
 
 class Question(_Part):
@@ -54,12 +60,12 @@ class Arithmetic(_Part):
 class Circumstances(_Part):
     """What is worth knowing and decides nothing beyond what :class:`Arithmetic` says."""
 
-    device: str
-    threads: int
-    simd: str | None
-    torch: str
-    numpy: str
-    code: Digest
+    device: Annotated[str, Field(description="device")]
+    threads: Annotated[int, Field(description="number of CPU threads")]
+    simd: Annotated[str | None, Field(description="instruction set")]
+    torch: Annotated[str, Field(description="PyTorch version")]
+    numpy: Annotated[str, Field(description="NumPy version")]
+    code: Annotated[Digest, Field(description="code's digest")]
 
 
 class Record(_Part):
@@ -104,13 +110,19 @@ class RecordError(ValueError):
     """Why a run cannot be believed, in a few words that follow its name."""
 
 
+class AlteredError(RecordError):
+    """Its files are there, and are not what its record says."""
+
+
 def read(files: RunFiles) -> Record:
     """Read a run's record and check that its weights and history are those that it speaks of.
 
     Raises
     ------
+    AlteredError
+        If the weights or the history are damaged or are not what the record says.
     RecordError
-        If a file is missing or damaged, or is not what the record says.
+        If a file is missing, or the record is none.
     """
     try:
         record = Record.model_validate_json(files.record.read_bytes())
@@ -121,7 +133,7 @@ def read(files: RunFiles) -> Record:
     except ValidationError:
         raise RecordError(f"its {files.record.name} is not a record of a run") from None
     except SafetensorError:
-        raise RecordError(f"its {files.weights.name} is damaged") from None
+        raise AlteredError(f"its {files.weights.name} is damaged") from None
     except OSError as error:
         raise RecordError(f"its files cannot be read ({error.strerror})") from None
     for path, found, recorded in (
@@ -129,7 +141,7 @@ def read(files: RunFiles) -> Record:
         (files.history, history, record.history_sha256),
     ):
         if found != recorded:
-            raise RecordError(
+            raise AlteredError(
                 f"its {path.name} has the digest {_short(found)}; its {files.record.name} says {_short(recorded)}"
             )
     return record

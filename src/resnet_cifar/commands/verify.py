@@ -1,0 +1,83 @@
+"""``resnet-cifar verify``: make published bytes again."""
+
+import argparse
+import sys
+from typing import Any
+
+from resnet_cifar import params, settings
+from resnet_cifar.cells import select
+from resnet_cifar.errors import InputError
+from resnet_cifar.native.build import Unavailable
+from resnet_cifar.progress import say
+from resnet_cifar.training.stop import Interrupted
+
+NOT_COMPARED = 3
+
+DESCRIPTION = """\
+Train the beginning of a finished run once more, on a CPU with the native engine, and compare each evaluation on the way
+with the run's history.csv: its losses and errors, and the digest of the exact weights, statistics and velocities. So
+anybody sees the published bytes come out, up to all iterations. Nothing changes but the folder scratch/; interrupted,
+the same command goes on from there.
+"""
+
+EPILOG = f"""\
+examples:
+  resnet-cifar verify                                the first evaluation of the smallest network, about a minute
+  resnet-cifar verify --all                          that of each cell of params.yaml
+  resnet-cifar verify resnet-3-0 --iterations 5000   ResNet-20 with seed 0, five evaluations
+  resnet-cifar verify resnet-3-0 --iterations 64000  all of it
+
+exit code:
+  0  all bytes are the same
+  1  some differ, or a run's files were altered
+  {NOT_COMPARED}  nothing differs, but a cell could not be compared: its run is missing or not the native engine's, or
+     that engine cannot be used here
+
+{settings.explain("RESNET_CIFAR_SAVE_EVERY", "RESNET_CIFAR_SIMD", "RESNET_CIFAR_THREADS")}"""
+
+
+def add_to(commands: Any) -> None:
+    """Add the command to those of ``resnet-cifar``."""
+    parser = commands.add_parser(
+        "verify",
+        help="make published bytes again on this machine",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "cells", nargs="*", metavar="CELL", help="cells or patterns (default: the first of the smallest network)"
+    )
+    parser.add_argument("--all", action="store_true", help="every cell of params.yaml")
+    parser.add_argument(
+        "--iterations", type=int, metavar="K", help="go on to the last evaluation within K (default: the first of all)"
+    )
+    parser.set_defaults(run=_run)
+
+
+def _run(args: argparse.Namespace) -> None:
+    if args.all and args.cells:
+        raise InputError("--all means every cell of params.yaml; it does not go with the names of some.")
+    study = params.load()
+    known = study.list_cells()
+    chosen = known if args.all else select(args.cells, known) or [min(known, key=lambda cell: cell.n)]
+
+    from resnet_cifar.sweep.checkout import DATA, RUNS, SCRATCH  # here, since torch takes seconds to come
+    from resnet_cifar.verification import Verdict, describe, last_evaluation, verify
+
+    last = last_evaluation(study, args.iterations)
+    try:
+        outcomes = verify(study, chosen, last, DATA, RUNS, SCRATCH, settings.read(), say)
+    except Unavailable as error:
+        say(
+            f"not compared: the native engine, whose bytes these are, cannot be used here ({error}). It needs Linux, a "
+            "processor with AVX2, AVX-512 or NEON, and a C++ compiler such as g++."
+        )
+        sys.exit(NOT_COMPARED)
+    except Interrupted as interrupted:
+        sys.exit(128 + interrupted.signum)
+    print(describe(outcomes))
+    found = {outcome.verdict for outcome in outcomes}
+    if found & {Verdict.DIFFERENT, Verdict.ALTERED}:
+        sys.exit(1)
+    sys.exit(NOT_COMPARED if Verdict.NOT_COMPARED in found else 0)

@@ -1,0 +1,30 @@
+"""Numbers and lists in the words of the report, and tables in Markdown."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from tabulate import tabulate
+
+DASH = "–"
+
+
+def markdown(rows: Sequence[dict[str, str]], words: int = 1) -> str:
+    """Rows, each from heading to cell, as a Markdown table; its first columns hold words, the others numbers."""
+    alignment = ["left"] * words + ["right"] * (len(rows[0]) - words)
+    return tabulate(rows, headers="keys", tablefmt="pipe", colalign=alignment, disable_numparse=True)
+
+
+def number(value: float) -> str:
+    return DASH if np.isnan(value) else f"{value:.2f}"
+
+
+def spread(mean: float, std: float | None) -> str:
+    return f"{number(mean)} ± {DASH if std is None else number(std)}"
+
+
+def interval(ends: tuple[float, float] | None) -> str:
+    return DASH if ends is None else f"{number(ends[0])} to {number(ends[1])}"
+
+
+def listed(words: list[str]) -> str:
+    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
