@@ -4,6 +4,10 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 INSTALL = .venv/bin/pip install --quiet --constraint constraints.txt --editable
 
+ifneq ($(shell test ! -e .venv/installed || .venv/bin/pip --version >/dev/null 2>&1 || echo broken),)
+$(error the commands in .venv do not run, as after a move of this folder: `rm -r .venv`, and make sets it up anew)
+endif
+
 TABLE = sed '/^\#\# /,$$d' reports/metrics.md
 
 .PHONY: repro quick evaluate test test-ray lint

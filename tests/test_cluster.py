@@ -307,6 +307,21 @@ def test_what_cannot_be_taken_is_taken_again_and_stops_no_other(fresh, cluster, 
     assert "training on CPUs, 1 a cell: no node has a GPU; RESNET_CIFAR_DEVICE=cuda waits for one" in outcome.lines
 
 
+@pytest.mark.parametrize(
+    ("address", "mode", "warned"),
+    [("10.0.0.1", "", True), ("10.0.0.1", "disabled", True), ("10.0.0.1", "token", False), ("127.0.0.1", "", False)],
+)
+def test_a_cluster_that_everybody_can_use_is_said_to_be(monkeypatch, address, mode, warned):
+    nodes = [{"Alive": True, "NodeManagerAddress": at} for at in ("127.0.0.1", address)]
+    monkeypatch.setattr(ray, "nodes", lambda: nodes)
+    monkeypatch.setenv("RAY_AUTH_MODE", mode)
+    lines: list[str] = []
+    sweep._tell_who_may_use_it(lines.append)
+    assert [line.partition(";")[0] for line in lines] == [
+        "the cluster has no token: whoever reaches 10.0.0.1 can run programs on it"
+    ] * warned
+
+
 def test_a_node_without_the_native_engine_is_refused_where_the_driver_has_it(monkeypatch):
     def missing(*_: object) -> None:
         raise Unavailable("there is no C++ compiler")

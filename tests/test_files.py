@@ -71,7 +71,26 @@ def test_content_is_on_the_disk_before_the_name_is(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", noted_fsync)
     monkeypatch.setattr(Path, "replace", noted_replace)
     write_whole(tmp_path / "a", b"content")
-    assert steps == ["flush .a.part", "rename", f"flush {tmp_path.name}"]
+    assert steps == [f"flush .a.{os.getpid()}.part", "rename", f"flush {tmp_path.name}"]
+
+
+def test_two_processes_may_write_the_same_file(tmp_path, monkeypatch):
+    with whole(tmp_path / "a") as mine:
+        mine.write_text("mine")
+        monkeypatch.setattr(os, "getpid", lambda: 0)
+        with whole(tmp_path / "a") as theirs:
+            theirs.write_text("theirs")
+        assert (tmp_path / "a").read_text() == "theirs"
+    assert (tmp_path / "a").read_text() == "mine"
+    assert list(tmp_path.iterdir()) == [tmp_path / "a"]
+
+
+def test_a_folder_in_its_place_is_named_and_stays(tmp_path):
+    (tmp_path / "a").mkdir()
+    with pytest.raises(OSError, match="Is a directory") as caught:
+        write_whole(tmp_path / "a", b"")
+    assert Path(caught.value.filename) == tmp_path / "a"
+    assert list(tmp_path.iterdir()) == [tmp_path / "a"]
 
 
 def test_a_folder_that_is_not_there_is_named(tmp_path):
@@ -93,7 +112,6 @@ def test_digests(tmp_path):
 # ---- Symbolic links
 
 OUT = Path("data/raw")
-PIPELINE = "stages: {download: {cmd: mkdir -p data/raw && echo 1 > data/raw/file, outs: [data/raw]}}"
 
 
 def link_away(path: Path, target: Path) -> None:
@@ -104,36 +122,39 @@ def link_away(path: Path, target: Path) -> None:
 
 @pytest.fixture
 def repository(tmp_path, monkeypatch) -> Path:
-    """A git repository with DVC and a stage that makes ``OUT``, the working directory."""
+    """A git repository with DVC, the working directory."""
     folder = tmp_path / "repository"
     folder.mkdir()
     monkeypatch.chdir(folder)
     Git.init(str(folder)).close()
     Repo.init().close()
-    (folder / "dvc.yaml").write_text(PIPELINE)
-    (folder / ".gitignore").write_text("/data/\n")
+    (folder / ".gitignore").write_text("/data/\n/runs/\n")
     return folder
 
 
 @pytest.mark.parametrize(
-    ("link", "target", "refused"),
+    ("out", "link", "target", "refused"),
     [
-        ("elsewhere", "../disk", False),
-        ("data", "../disk", True),
-        ("data", "other", False),  # within the repository
-        ("data/raw", "../disk", False),  # the output itself
+        ("data/raw", "elsewhere", "../disk", False),
+        ("data/raw", "data", "../disk", True),
+        ("data/raw", "data", "other", False),  # within the repository
+        ("data/raw", "data/raw", "../disk", False),  # the output itself
+        ("runs/cell/weights", "runs", "../disk", True),
+        ("runs/cell/weights", "runs/cell", "../disk", True),
     ],
 )
-def test_refused_is_what_dvc_refuses(repository, link, target, refused):
+def test_refused_is_what_dvc_refuses(repository, out, link, target, refused):
+    command = f"mkdir -p {out} && echo 1 > {out}/file"
+    (repository / "dvc.yaml").write_text(f"stages: {{make: {{cmd: '{command}', outs: [{out}]}}}}")
     link_away(repository / link, (repository / target).resolve())
     with Repo() as dvc:
         if refused:
-            with pytest.raises(InputError, match=rf"^{repository}/data is a symbolic link .*`dvc cache dir"):
-                check_no_link(OUT)
+            with pytest.raises(InputError, match=rf"^{repository / link} is a symbolic link .*`dvc cache dir"):
+                check_no_link(Path(out))
             with pytest.raises(ReproductionError):
                 dvc.reproduce()
         else:
-            check_no_link(OUT)
+            check_no_link(Path(out))
             dvc.reproduce()
 
 

@@ -8,6 +8,7 @@ import subprocess
 import pytest
 import yaml
 from conftest import ROOT, committed, compose_to
+from dvc.utils.serialize import parse_yaml
 from pydantic import BaseModel
 
 from resnet_cifar import params
@@ -157,6 +158,29 @@ def test_the_comments_of_conf_are_the_descriptions_of_the_fields():
     assert comments == described
 
 
+@pytest.mark.parametrize(
+    "written",
+    ["1e-4", "1E-4", "1.e-4", "1.0e-4", "+1e-4", "-1e3", "1e3", "1.5E+3", ".5", "5.", "010", "09", "1_000", "0", "-3"],
+)
+def test_a_number_is_the_one_that_dvc_records(written):
+    """In dvc.lock; YAML's older version, which PyYAML reads, has other numbers."""
+    recorded = parse_yaml(f"a: {written}", "params.yaml")["a"]
+    (read,) = params.as_list(written)
+    assert (read, type(read)) == (recorded, type(recorded))
+
+
+def test_a_rate_may_be_written_by_hand_as_people_write_it(compose, tmp_path):
+    text = compose("preset=paper")
+    path = tmp_path / "params.yaml"
+    path.write_text(text.replace("weight_decay: 0.0001", "weight_decay: 5e-4"))
+    assert params.load(path).train.weight_decay == 0.0005
+    path.write_text(text.replace("batch_size: 128", "batch_size: 0128"))
+    assert params.load(path).train.batch_size == 128
+    path.write_text(text.replace("batch_size: 128", "batch_size: 1:30"))
+    with pytest.raises(InputError, match=r"train\.batch_size is '1:30'; it should be a valid integer"):
+        params.load(path)
+
+
 def test_a_trillion_iterations_are_parameters_like_others(compose, tmp_path):
     """What training them allocates: tests/test_batches.py."""
     (tmp_path / "params.yaml").write_text(compose("train.iterations=1000000000000"))
@@ -215,7 +239,7 @@ def test_a_hand_edit_of_one_of_two_places_is_caught(compose, tmp_path):
 def test_no_file_and_no_yaml_are_one_sentence(tmp_path):
     with pytest.raises(InputError, match="cannot be read"):
         params.load(tmp_path / "params.yaml")
-    for content in (b"a: [", b"a: \xff"):
+    for content in (b"a: [", b"a: \xff", b"a: " + b"9" * 5000):
         (tmp_path / "params.yaml").write_bytes(content)
         with pytest.raises(InputError, match="is not YAML"):
             params.load(tmp_path / "params.yaml")

@@ -45,6 +45,13 @@ def test_a_second_repro_runs_nothing_and_leaves_git_clean(clone):
     assert clone.run("git", "status", "--porcelain").stdout == ""
 
 
+def test_a_clone_with_other_line_ends_wanted_is_up_to_date(clone, tmp_path):
+    """As Windows' git is set up; .gitattributes keeps every byte."""
+    clone.run("git", "-c", "core.autocrlf=true", "clone", "--quiet", ".", str(tmp_path / "clone"))
+    assert "w/crlf" not in clone.run("git", "-C", str(tmp_path / "clone"), "ls-files", "--eol").stdout
+    assert ran(clone.run("dvc", "--cd", str(tmp_path / "clone"), "repro", "--dry", "--allow-missing").stdout) == []
+
+
 def test_the_lock_has_a_hash_of_each_file_of_a_run(clone):
     """So that git shows whether weights, curve or only the times are others."""
     outs = yaml.safe_load((clone.folder / "dvc.lock").read_text())["stages"][CELL]["outs"]

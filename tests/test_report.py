@@ -825,6 +825,19 @@ def test_the_stage_in_a_notebooks_shell_and_without_measurements(tmp_path):
     assert {path.name for path in (tmp_path / "reports/figures").iterdir()} == ALWAYS
 
 
+def test_a_disk_that_is_full_is_named_and_the_last_report_stays(tmp_path):
+    study = study_of("model.n=3", "train.seeds=0")
+    (tmp_path / "params.yaml").write_text(composed("model.n=3", "train.seeds=0"))
+    make_results(tmp_path, study)
+    (tmp_path / "reports").mkdir()
+    (tmp_path / "reports/metrics.md").write_text("the last one")
+    done = _stage(tmp_path, "import resource", "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))")
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == "error: reports: File too large."
+    assert [path.name for path in (tmp_path / "reports").iterdir()] == ["metrics.md"]
+    assert (tmp_path / "reports/metrics.md").read_text() == "the last one"
+
+
 @pytest.mark.parametrize("package", ["pandas", "matplotlib", "tabulate", "scipy"])
 def test_the_stage_names_the_extra_that_is_missing(tmp_path, package):
     (tmp_path / "params.yaml").write_text(composed("model.n=3", "train.seeds=0"))

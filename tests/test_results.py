@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from resnet_cifar import dataset, results, settings
 from resnet_cifar.cells import Cell, RunFiles, run_files
+from resnet_cifar.commands import evaluate
 from resnet_cifar.errors import InputError
 from resnet_cifar.files import sha256
 from resnet_cifar.native.library import Unavailable
@@ -237,6 +238,16 @@ def test_altered_and_damaged_files_are_named(evaluated, folder):
 
 
 # ---- The command
+
+
+def test_a_link_that_dvc_would_refuse_is_refused_before_anything_is_read(tmp_path, monkeypatch):
+    (tmp_path / "repository/.git").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "repository")
+    (tmp_path / "disk").mkdir()
+    Path("results").symlink_to(tmp_path / "disk")
+    monkeypatch.setattr(sys, "argv", ["evaluate.py", "--data", "nowhere", "--cells", "resnet-1-0"])
+    with pytest.raises(InputError, match=r"/results is a symbolic link .*`dvc cache dir"):
+        evaluate._main()
 
 
 def test_the_stage_reports_and_fails_in_one_line(trained, tiny_data, tmp_path):

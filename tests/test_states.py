@@ -7,6 +7,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import advance, changed, make_session
+from dvc.repo import Repo
+from dvc.repo.experiments.utils import EXEC_TMP_DIR
+from dvc.scm import Git
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -15,7 +18,7 @@ from resnet_cifar.numerics.eager import EagerEngine
 from resnet_cifar.numerics.run import Run
 from resnet_cifar.numerics.weights import KEY, digest
 from resnet_cifar.training.record import Arithmetic, Question
-from resnet_cifar.training.states import Past, StateFile
+from resnet_cifar.training.states import Past, StateFile, home
 
 CELL = Cell("resnet", 1, 0)
 QUESTION = Question(cell=CELL.name, parameters="a" * 64, data="b" * 64)
@@ -58,6 +61,18 @@ def test_a_run_goes_on_from_its_state(saved, run):
     assert len(run.history().splitlines()) == 2
     assert saved.path.parent.name == "resnet-1-0"
     assert len(list(saved.path.parent.iterdir())) == 1  # no temporary file stays
+
+
+def test_dvcs_copies_of_the_checkout_are_where_they_are_looked_for(tmp_path):
+    """Some of this is DVC's inside."""
+    Git.init(str(tmp_path)).close()
+    with Repo.init(str(tmp_path)) as repo:
+        folders = [Path(repo.tmp_dir) / EXEC_TMP_DIR, Path(repo.experiments.tempdir_queue._standalone_tmp_dir)]
+    for folder in folders:
+        assert home(folder / "tmpname/scratch") == tmp_path / "scratch"
+        assert home(folder / "tmpname/project/scratch") == tmp_path / "scratch"
+    assert home(tmp_path / "scratch") == tmp_path / "scratch"
+    assert home(Path("scratch")) == Path("scratch")
 
 
 def test_without_a_state_it_is_new(tmp_path, run):

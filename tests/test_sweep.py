@@ -27,11 +27,13 @@ from dvc.stage.loader import StageLoader
 from resnet_cifar import settings
 from resnet_cifar.cells import Cell, run_files
 from resnet_cifar.errors import InputError
+from resnet_cifar.files import write_whole
 from resnet_cifar.native import library
 from resnet_cifar.native.build import Unavailable
 from resnet_cifar.sweep import checkout, local, run
 from resnet_cifar.sweep.checkout import RUNS, Checkout
 from resnet_cifar.sweep.ledger import Ledger
+from resnet_cifar.training import record
 from resnet_cifar.training.engines import native_arithmetic
 
 CELLS = [Cell("resnet", 1, 0), Cell("resnet", 1, 1)]
@@ -362,18 +364,26 @@ def test_where_dvc_takes_long_cells_are_recorded_together(said, tmp_path, monkey
 def test_a_full_disk_stops_no_other_cell_from_elsewhere(said, tmp_path, monkeypatch):
     shutil.copytree("runs", tmp_path / "elsewhere")
     forget(run_cache=True)
-    copyfile = shutil.copyfile
 
-    def full_for_one(source: Path, target: Path) -> None:
-        if CELLS[0].name in str(source):
-            raise OSError(errno.ENOSPC, "No space left on device", str(target))
-        copyfile(source, target)
+    def full_for_one(path: Path, content: bytes) -> None:
+        if CELLS[0].name in str(path):
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        write_whole(path, content)
 
-    monkeypatch.setattr(shutil, "copyfile", full_for_one)
+    monkeypatch.setattr(record, "write_whole", full_for_one)
     with pytest.raises(InputError, match="1 of 2 cells"):
         run.record_from(tmp_path / "elsewhere", said.append)
     assert any(line.startswith("resnet-1-0: trained but not kept (") for line in said)
     assert changed() == {"train@resnet-1-0"}
+
+
+@pytest.mark.usefixtures("clone", "no_training")
+def test_a_link_that_dvc_would_refuse_is_refused_before_any_training(said, tmp_path):
+    RUNS.rename(tmp_path / "disk")
+    RUNS.symlink_to(tmp_path / "disk")
+    for sweep in (lambda: train(said), lambda: run.record_from(tmp_path / "disk", said.append)):
+        with pytest.raises(InputError, match=r"/runs is a symbolic link .*`dvc cache dir"):
+            sweep()
 
 
 def test_a_cell_that_fails_is_reported_with_its_reason(clone, said):

@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -201,6 +202,56 @@ def test_another_run_of_the_cell_leaves_the_state_alone(session, tiny_study):
     assert CellRun(session, SMALL).resumed == 1
     assert train_cells(session, [SMALL], silent) == {}
     assert saved_cells(session) == []
+
+
+def test_an_experiment_interrupted_in_a_copy_goes_on_in_another(tiny_study, tiny_data, tmp_path, alone):
+    """DVC makes one for each `dvc exp run --temp` and each queued experiment, and removes it with all that is in it."""
+    copies = tmp_path / ".dvc/tmp/exps"
+    state = saved_at(make_session(tiny_study, tiny_data, copies / "standalone/tmpfirst"), SMALL, 3)
+    assert state.parent == tmp_path / "scratch" / SMALL.name
+    shutil.rmtree(copies)
+    session = make_session(tiny_study, tiny_data, copies / "tmpsecond")
+    assert train_cells(session, [SMALL], silent) == {}
+    assert content(session, SMALL) == alone[SMALL]
+    assert record.read(run_files(session.runs, SMALL)).resumed_at == [3]
+    assert not state.exists()
+
+
+def test_experiments_at_once_leave_each_others_states_alone(tiny_study, tiny_data, tmp_path, alone):
+    """The same cell in two copies: with other parameters its state is another, with the same ones the bytes are."""
+    copies = tmp_path / ".dvc/tmp/exps"
+    sessions = [
+        make_session(study, tiny_data, copies / f"tmp{name}")
+        for name, study in (("a", tiny_study), ("b", tiny_study), ("c", changed(tiny_study, lr=0.05)))
+    ]
+    runs = [CellRun(session, SMALL) for session in sessions]
+    for run in runs:
+        advance(run.run, 3)
+        run.save()
+    assert len({run.state.path for run in runs}) == 2
+    for run in runs:
+        run.lock.release()
+    for session in sessions:
+        assert train_cells(session, [SMALL], silent) == {}
+    assert content(sessions[0], SMALL) == content(sessions[1], SMALL) == alone[SMALL] != content(sessions[2], SMALL)
+
+
+def test_a_second_trainer_of_a_cell_is_refused_and_the_first_one_named(session, alone):
+    first = CellRun(session, SMALL)
+    failed = train_cells(session, [SMALL, PLAIN], silent)
+    assert failed[SMALL].startswith(f"process {os.getpid()} trains it already with the same {session.scratch}: stop it")
+    assert content(session, PLAIN) == alone[PLAIN]
+    first.lock.release()
+    assert train_cells(session, [SMALL], silent) == {}
+    assert content(session, SMALL) == alone[SMALL]
+
+
+def test_states_may_lie_on_another_disk(tiny_study, tiny_data, tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "scratch").symlink_to(tmp_path / "disk")
+    session = make_session(tiny_study, tiny_data, tmp_path)
+    saved_at(session, SMALL, 3)
+    assert list((tmp_path / "disk" / SMALL.name).glob("*.safetensors"))
 
 
 @pytest.mark.usefixtures("side_by_side")
@@ -482,7 +533,7 @@ def checkout(compose, tmp_path_factory) -> Path:
     """A folder with params.yaml, data, and an uninterrupted run of a second."""
     folder = tmp_path_factory.mktemp("checkout")
     overrides = ["model.n=1", "train.seeds=0", "train.iterations=60", "train.batch_size=16", "train.milestones=[20]"]
-    text = compose(*overrides, "train.eval_every=20", "train.precision=fp32")
+    text = compose(*overrides, "train.warmup.iterations=0", "train.eval_every=20")
     (folder / "params.yaml").write_text(text)
     write_tiny_dataset(folder / "data/cifar10.safetensors")
     whole = stage(folder, "--runs", "whole", "--scratch", "other")
@@ -508,6 +559,24 @@ def test_killed_and_started_again_the_same_bytes(checkout, signum):
     assert json.loads((run / "run.json").read_text())["resumed_at"]
     for name in ("weights.safetensors", "history.csv"):
         assert (run / name).read_bytes() == (checkout / "whole/resnet-1-0" / name).read_bytes()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's word of a parent's death")
+def test_killed_dvc_takes_its_training_along_and_the_state_stays(checkout):
+    """The next `dvc repro` would find a second trainer else, or delete what the first one trained to its end."""
+    scratch = checkout / "scratch-dvc"
+    start = "import subprocess, sys; subprocess.run([sys.executable, *sys.argv[1:]])"
+    command = [str(ROOT / "stages/train.py"), "--runs", "runs-dvc", "--scratch", scratch, "--cells", "resnet-1-0"]
+    environment = os.environ | {"RESNET_CIFAR_SAVE_EVERY": "0.05", "DVC_STAGE": "train@resnet-1-0"}
+    dvc = subprocess.Popen(
+        [sys.executable, "-c", start, *command], cwd=checkout, env=environment, stderr=subprocess.PIPE
+    )
+    while dvc.poll() is None and not list(scratch.glob("*/*.safetensors")):
+        time.sleep(0.005)
+    dvc.kill()
+    _, errors = dvc.communicate()  # the training's end of the pipe is closed, too
+    assert b"stopped at iteration" in errors
+    assert list(scratch.glob("*/*.safetensors"))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /proc to see how far the process is")
@@ -554,6 +623,20 @@ def test_bad_arguments_are_one_line(command, arguments, sentence):
     said = command(*arguments)
     assert said.startswith(sentence)
     assert "\n" not in said
+
+
+@pytest.mark.parametrize("link", ["runs", "runs/resnet-1-0"])
+def test_a_link_that_dvc_would_refuse_is_refused_before_anything_is_read(
+    command, checkout, tmp_path, monkeypatch, link
+):
+    here = tmp_path / "repository"
+    (here / ".git").mkdir(parents=True)
+    shutil.copy(checkout / "params.yaml", here)
+    (tmp_path / "disk").mkdir()
+    (here / link).parent.mkdir(exist_ok=True)
+    (here / link).symlink_to(tmp_path / "disk")
+    monkeypatch.chdir(here)
+    assert command("--data", "nowhere").startswith(f"error: {here / link} is a symbolic link")
 
 
 def test_a_setting_is_read_when_the_command_starts(command, monkeypatch):

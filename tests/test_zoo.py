@@ -12,7 +12,8 @@ import yaml
 from conftest import ROOT, committed
 from PIL import Image
 from timm.data import create_transform, resolve_data_config
-from timm.models import GraphExtractNet
+from timm.models import GraphExtractNet, group_parameters
+from timm.optim import param_groups_layer_decay
 from torch import nn
 
 import resnet_cifar.zoo  # noqa: F401  registers the networks
@@ -251,6 +252,35 @@ def test_timms_graphs_are_the_network(images, training):
     torch.testing.assert_close(list(model.buffers()), list(getter.buffers()))
     logits = GraphExtractNet(timm.create_model("plain20_cifar10").eval(), ["fc"])
     assert logits(images).shape == (4, 10)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
+@pytest.mark.parametrize("name", ["resnet20_cifar10", "plain20_cifar10"])
+def test_a_scripted_network_is_the_network(name, images):
+    model = timm.create_model(name).eval()
+    scripted = torch.jit.script(model)
+    assert torch.equal(scripted(images), model(images))
+    with pytest.raises(torch.jit.Error, match="a network takes images of shape"):
+        scripted((255 * images).byte())
+
+
+def test_layer_wise_rates_fall_from_the_classifier_to_the_stem():
+    """A fine-tuner's recipe: each layer learns half as fast as the next one."""
+    model = timm.create_model("resnet20_cifar10")
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    rates = {}
+    for group in param_groups_layer_decay(model, layer_decay=0.5):
+        for parameter in group["params"]:
+            name = names[parameter]
+            layer = ".".join(name.split(".")[:2]) if name.startswith("layer") else name.partition(".")[0]
+            assert rates.setdefault(layer, group["lr_scale"]) == group["lr_scale"]
+    blocks = [f"layer{stage}.{index}" for stage in (1, 2, 3) for index in range(3)]
+    assert rates == {
+        **dict.fromkeys(("conv1", "bn1"), 0.5**10),
+        **{block: 0.5 ** (9 - index) for index, block in enumerate(blocks)},
+        "fc": 1.0,
+    }
+    assert set(map(len, group_parameters(model, model.group_matcher(coarse=True)).values())) == {2, 3, 18}
 
 
 def test_without_timm_the_message_names_the_extra():

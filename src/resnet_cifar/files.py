@@ -15,19 +15,22 @@ def whole(path: Path) -> Iterator[Path]:
 
     Whatever happens, a power cut included, ``path`` is then what it was or all of what was written.
 
+    Two processes may write the same file: each has a temporary path of its own, and the last one stays.
+
     Raises
     ------
     OSError
-        If it cannot be written; it carries a file's name.
+        If it cannot be written, or is a folder; it carries the name of ``path``.
     """
-    temporary = path.with_name(f".{path.name}.part")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         yield temporary
         _flush(temporary)
         temporary.replace(path)
         _flush(path.parent)
     except OSError as error:
-        error.filename = error.filename or str(path)  # a full disk names none
+        if error.filename is None or Path(error.filename) == temporary:  # a full disk names none
+            error.filename = str(path)
         raise
     finally:
         temporary.unlink(missing_ok=True)

@@ -1,5 +1,6 @@
 """The parameters of a study: read from params.yaml, checked here and nowhere else."""
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -18,10 +19,28 @@ Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Unit = Annotated[float, Field(ge=0, lt=1)]
 
 
+class _Loader(yaml.SafeLoader):
+    """With the numbers of YAML 1.2, which DVC reads into dvc.lock: in PyYAML's 1.1, 1e-4 is text and 010 is eight."""
+
+
+_INT, _FLOAT = "tag:yaml.org,2002:int", "tag:yaml.org,2002:float"
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag not in (_INT, _FLOAT)]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(_INT, re.compile(r"[-+]?[0-9][0-9_]*$"), list("+-0123456789"))
+_Loader.add_implicit_resolver(
+    _FLOAT,
+    re.compile(r"[-+]?((\.[0-9]+|[0-9][0-9_]*(\.[0-9_]*)?)([eE][-+]?[0-9]+)?|\.(inf|Inf|INF))$|\.(nan|NaN|NAN)$"),
+    list("+-.0123456789"),
+)
+_Loader.add_constructor(_INT, lambda _, node: int(node.value.replace("_", "")))
+
+
 def as_list(value: Any) -> list[Any]:
     """One value, a sequence, or text with commas, as a list: ``9``, ``[3, 9]`` and ``"3,9"`` are all accepted."""
     if isinstance(value, str):
-        return [yaml.safe_load(part) for part in value.split(",")]
+        return [yaml.load(part, _Loader) for part in value.split(",")]
     return list(value) if hasattr(value, "__iter__") else [value]
 
 
@@ -158,10 +177,10 @@ def load(path: Path = Path("params.yaml")) -> Study:
         If the file is missing, is not YAML, or a value in it is not allowed; the sentence names the key.
     """
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}): run this in the repository's root.") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:  # what is not UTF-8, or a number of thousands of digits
         raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}.") from None
     try:
         return Study.model_validate(values)

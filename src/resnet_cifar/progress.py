@@ -1,4 +1,7 @@
-"""Progress of a long piece of work: a bar on a terminal, a line every ten seconds elsewhere."""
+"""Progress of a long piece of work: a bar on a terminal, a line every ten seconds elsewhere.
+
+No work ends because it cannot be told: where stderr is closed, its reader is gone or its disk is full, lines are lost.
+"""
 
 import sys
 import time
@@ -36,7 +39,7 @@ class Progress:
     def __init__(self, label: str, total: int, start: int = 0, write_line: Callable[[str], None] | None = None) -> None:
         self.label, self.total, self.start, self.write_line = label, total, start, write_line
         self.began = self.shown = time.monotonic()
-        self.terminal = write_line is None and sys.stderr.isatty()
+        self.terminal = write_line is None and sys.stderr is not None and sys.stderr.isatty()
 
     @property
     def seconds(self) -> float:
@@ -54,8 +57,7 @@ class Progress:
         text = f"{self.label} {share:4.0%}  {detail}  {clock(left)} left"
         if self.terminal:
             filled = round(20 * share)
-            sys.stderr.write(f"\r{'█' * filled}{'·' * (20 - filled)} {text}\x1b[K")
-            sys.stderr.flush()
+            _write(f"\r{'█' * filled}{'·' * (20 - filled)} {text}\x1b[K")
         else:
             self.say(text)
 
@@ -63,11 +65,21 @@ class Progress:
         """A line that stays."""
         if self.write_line:
             self.write_line(text)
-            return
-        sys.stderr.write(("\r\x1b[K" if self.terminal else "") + text + "\n")
-        sys.stderr.flush()
+        else:
+            _write(("\r\x1b[K" if self.terminal else "") + text + "\n")
 
 
 def say(text: str) -> None:
     """A line on stderr."""
-    print(text, file=sys.stderr, flush=True)
+    _write(text + "\n")
+
+
+def _write(text: str) -> None:
+    if sys.stderr is None:  # it was closed when Python started
+        return
+    try:
+        sys.stderr.write(text)
+        sys.stderr.flush()
+    except OSError:
+        # Another one, without the text in its buffer: Python would fail to write it at its end, and exit with 120.
+        sys.stderr = open(sys.stderr.fileno(), "w", buffering=1, errors="backslashreplace", closefd=False)  # noqa: SIM115

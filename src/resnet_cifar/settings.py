@@ -74,6 +74,11 @@ def read() -> Settings:
     )
 
 
+def in_dvc() -> bool:
+    """Whether this command is a stage that DVC runs."""
+    return "DVC_STAGE" in os.environ
+
+
 def explain(*names: str) -> str:
     """The named variables for a command's help text, a line each."""
     width = max(map(len, names))

@@ -120,6 +120,13 @@ class TimmCifarResNet(CifarResNet):
         self.head_hidden_size = self.num_features * self.global_pool.feat_mult()
         self.fc.to(self.conv1.weight)  # its device and type
 
+    def group_matcher(self, coarse: bool = False) -> dict[str, str]:
+        """Patterns by which timm groups parameters: the stem, then a group a block, or a stage if ``coarse``.
+
+        The classifier, which none matches, is the last group, as timm's layer-wise learning rates want it.
+        """
+        return {"stem": r"^(?:conv1|bn1)\.", "blocks": r"^layer(\d+)" if coarse else r"^layer(\d+)\.(\d+)"}
+
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """The last feature map to logits, or to what the classifier takes, shape (N, 64)."""
         x = F.dropout(self.global_pool(x), self.drop_rate, self.training)

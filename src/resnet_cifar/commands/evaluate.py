@@ -6,7 +6,7 @@ from pathlib import Path
 from resnet_cifar import dataset, settings
 from resnet_cifar.cells import Cell
 from resnet_cifar.errors import exit_with
-from resnet_cifar.files import sha256
+from resnet_cifar.files import check_no_link, sha256
 from resnet_cifar.progress import say
 from resnet_cifar.results import Evaluator
 
@@ -38,6 +38,8 @@ def _main() -> None:
     args = parser.parse_args()
 
     cells = [Cell.parse(name) for name in args.cells]
+    for cell in cells:
+        check_no_link(args.results / cell.name)
     evaluator = Evaluator(dataset.load(args.data), sha256(args.data), settings.read(), say)
     for cell in cells:
         result = evaluator.evaluate(cell, args.runs, args.results)

@@ -43,4 +43,8 @@ def _main() -> None:
         from resnet_cifar.report.writer import write
     if not args.throughput.exists():
         say(f"{args.throughput} is not there: the report has no section on speed")
-    write(study, args.runs, args.results, args.throughput, args.out)
+    try:
+        write(study, args.runs, args.results, args.throughput, args.out)
+    except OSError as error:
+        error.filename = error.filename or str(args.out)  # a full disk names none
+        raise

@@ -5,11 +5,12 @@ import sys
 from pathlib import Path
 
 from resnet_cifar import params, settings
-from resnet_cifar.cells import select
+from resnet_cifar.cells import run_files, select
 from resnet_cifar.errors import TrainingError, exit_with
+from resnet_cifar.files import check_no_link
 from resnet_cifar.progress import say
 from resnet_cifar.training.session import Session
-from resnet_cifar.training.stop import Interrupted
+from resnet_cifar.training.stop import Interrupted, end_with_parent
 from resnet_cifar.training.train import train_cells
 
 EPILOG = f"""\
@@ -45,8 +46,14 @@ def _main() -> None:
     parser.add_argument("--cells", nargs="+", default=["*"], metavar="CELL", help="cells or patterns (default: all)")
     args = parser.parse_args()
 
+    if (
+        settings.in_dvc()
+    ):  # what is trained when DVC was killed, its next run would delete; a saved state it goes on from
+        end_with_parent()
     study = params.load()
     cells = select(args.cells, study.list_cells())
+    for cell in cells:
+        check_no_link(run_files(args.runs, cell).weights)
     session = Session(study, args.data, args.runs, args.scratch, settings.read(), say)
     session.check_engine()
     try:

@@ -102,11 +102,14 @@ def cached(wanted: Object, say: Say) -> Path:
         with suppress(OSError):  # a cache that is only read
             os.utime(path)
         return path
-    except (OSError, RuntimeError):  # RuntimeError: there is no home
-        pass
+    except (OSError, RuntimeError) as error:  # RuntimeError: there is no home
+        reason = str(error).rstrip(".")
     try:
         path = Path(_own_folder().name) / wanted.name
-        return path if path.exists() else make(wanted, path.parent, say)
+        if not path.exists():
+            say(f"the native engine cannot be kept ({reason}); with XDG_CACHE_HOME in a folder of yours it can")
+            make(wanted, path.parent, say)
+        return path
     except OSError as error:
         raise Unavailable(f"there is no folder to compile it in ({error})") from None
 

@@ -132,6 +132,7 @@ def train(
         After SIGINT or SIGTERM; the tasks are stopped then.
     """
     with _connected(address), StopSignal() as stop:
+        _tell_who_may_use_it(say)
         tasks = _Tasks(study, cells, settings, say)
         check_engines(tasks.engine, tasks.wanted)
         tasks.ask_nodes()
@@ -562,6 +563,19 @@ def _on_gpu(device: str | None, gpus: float) -> bool:
             f"RESNET_CIFAR_DEVICE is {device!r}; with --ray it should be cpu or cuda, since Ray picks the GPU."
         )
     return device == "cuda" or (gpus >= 1 and device is None)
+
+
+def _tell_who_may_use_it(say: Say) -> None:
+    """Warn of a cluster without a token on a machine that others reach: Ray does so only where it is started."""
+    addresses = [node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]]
+    reached = [
+        address for address in addresses if not address.startswith("127.") and address not in ("::1", "localhost")
+    ]
+    if reached and os.environ.get("RAY_AUTH_MODE", "").lower() != "token":  # which Ray sets where it finds a token
+        say(
+            f"the cluster has no token: whoever reaches {reached[0]} can run programs on it; docs/cluster.md says how "
+            "to give it one"
+        )
 
 
 @contextmanager

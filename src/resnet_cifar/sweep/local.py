@@ -1,8 +1,6 @@
 """Training on this machine: one process of ``stages/train.py`` a GPU, or one on the CPU."""
 
-import ctypes
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -13,10 +11,9 @@ import torch
 from resnet_cifar.cells import Cell, run_files
 from resnet_cifar.settings import Settings
 from resnet_cifar.sweep.checkout import DATA, RUNS, SCRATCH
-from resnet_cifar.training.stop import Interrupted, StopSignal
+from resnet_cifar.training.stop import Interrupted, StopSignal, end_with_parent
 
 LOOK_EVERY = 0.2
-PR_SET_PDEATHSIG = 1
 
 
 def devices(settings: Settings) -> list[str]:
@@ -111,7 +108,7 @@ class _Worker:
                 stderr=output,
                 start_new_session=True,  # Ctrl-C reaches this process alone, which passes it on
                 pass_fds=[lock],
-                preexec_fn=_end_with_parent,
+                preexec_fn=end_with_parent,
             )
         self.log = log.open()
         self.unread = self.last = ""
@@ -147,9 +144,3 @@ class _Worker:
             return False
         before, self.seen[cell] = self.seen.get(cell), written
         return written != before
-
-
-def _end_with_parent() -> None:
-    """Have the kernel stop this process as Ctrl-C does if its parent is killed; elsewhere than on Linux it goes on."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)

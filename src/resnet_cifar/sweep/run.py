@@ -1,7 +1,6 @@
 """The ways to run a sweep, from the plan to the last line."""
 
 import fcntl
-import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -14,6 +13,7 @@ from dvc.exceptions import DvcException
 from resnet_cifar import machine, params
 from resnet_cifar.cells import Cell, RunFiles, run_files
 from resnet_cifar.errors import InputError, needs_extra
+from resnet_cifar.files import check_no_link
 from resnet_cifar.numerics.graph import GraphEngine
 from resnet_cifar.progress import clock
 from resnet_cifar.settings import Settings
@@ -21,6 +21,7 @@ from resnet_cifar.sweep import local
 from resnet_cifar.sweep.checkout import DATA, FILES, RUNS, SCRATCH, Checkout, check_checkout, engine_of
 from resnet_cifar.sweep.estimate import estimate
 from resnet_cifar.sweep.ledger import Ledger, Plan, make_data
+from resnet_cifar.training import record
 from resnet_cifar.training.engines import Computer
 from resnet_cifar.training.stop import Interrupted
 
@@ -256,17 +257,9 @@ def _check_local_engines(sweep: Sweep, settings: Settings, device: str) -> None:
 
 
 def _bring(there: RunFiles, here: RunFiles) -> None:
-    """Copy a cell's files so that whatever happens, there is the old run, none, or the whole new one."""
-    if there.folder.resolve() == here.folder.resolve():
-        return
-    arriving = RunFiles(SCRATCH / "arriving")
-    shutil.rmtree(arriving.folder, ignore_errors=True)
-    arriving.folder.mkdir(parents=True)
-    for name in FILES:
-        shutil.copyfile(getattr(there, name), getattr(arriving, name))
-    here.folder.parent.mkdir(exist_ok=True)
-    shutil.rmtree(here.folder, ignore_errors=True)
-    arriving.folder.rename(here.folder)
+    """Copy a cell's files, unless they are there already."""
+    if there.folder.resolve() != here.folder.resolve():
+        record.write(here, *(getattr(there, name).read_bytes() for name in FILES))
 
 
 @contextmanager
@@ -275,7 +268,8 @@ def _alone(say: Say) -> Iterator[int]:
 
     Training processes inherit it: those of a sweep that was killed are waited for too.
     """
-    params.load()
+    for cell in params.load().list_cells():
+        check_no_link(run_files(RUNS, cell).weights)
     check_checkout()
     SCRATCH.mkdir(exist_ok=True)
     with (SCRATCH / "sweep.lock").open("w") as file, _dvc_in_a_sentence():

@@ -1,15 +1,16 @@
 """One cell in training on this machine: its run, its clock, its saved state, its files."""
 
+import hashlib
 import time
 from contextlib import suppress
 
 import torch
 
 from resnet_cifar.cells import Cell, run_files
-from resnet_cifar.files import sha256, write_whole
 from resnet_cifar.numerics.engine import Turn
 from resnet_cifar.numerics.run import Run
 from resnet_cifar.numerics.weights import digest, serialize
+from resnet_cifar.training import record
 from resnet_cifar.training.lock import CellLock
 from resnet_cifar.training.record import Record
 from resnet_cifar.training.session import Session
@@ -49,7 +50,7 @@ class CellRun:
         recipe = session.recipe(cell)
         self.question, self.arithmetic = session.question(cell), session.arithmetic(cell)
         self.run = Run(recipe, session.dataset, session.computer.engine(recipe, session.dataset, stream))
-        self.state = StateFile(session.scratch, self.question, self.arithmetic)
+        self.state = StateFile(session.states, self.question, self.arithmetic)
         self.past, self.left_aside = self.state.restore(self.run)
         self.resumed = self.stored = self.run.iteration
         self.finished = self.run.finished
@@ -96,14 +97,9 @@ class CellRun:
         """Write the cell's files, the record last; remove the saved state; return the record."""
         with suppress(OSError):  # where even the files cannot be written, nothing has to be trained again
             self.save()
-        files = run_files(self.session.runs, self.cell)
-        files.folder.mkdir(parents=True, exist_ok=True)
-        files.record.unlink(missing_ok=True)
-        weights = self.run.state_dict()
-        write_whole(files.weights, serialize(weights, self.cell.net, self.cell.n, self.cell.seed))
-        write_whole(files.history, self.run.history().encode())
+        weights, history = self.run.state_dict(), self.run.history().encode()
         recipe, seconds = self.run.recipe, self.seconds
-        record = Record(
+        finished = Record(
             question=self.question,
             arithmetic=self.arithmetic,
             circumstances=self.session.computer.circumstances(),
@@ -112,8 +108,9 @@ class CellRun:
             images_per_second=round(recipe.iterations * recipe.batch_size / seconds, 1),
             resumed_at=self.past.resumed_at,
             weights_sha256=digest(weights),
-            history_sha256=sha256(files.history),
+            history_sha256=hashlib.sha256(history).hexdigest(),
         )
-        write_whole(files.record, record.content())
+        content = serialize(weights, self.cell.net, self.cell.n, self.cell.seed)
+        record.write(run_files(self.session.runs, self.cell), content, history, finished.content())
         self.state.remove()
-        return record
+        return finished

@@ -34,8 +34,8 @@ class CellLock:
             other = self.file.read().strip()
             self.file.close()
             raise TrainingError(
-                f"process {other} trains it already with the same {scratch}: wait for its end, or stop it with "
-                f"`kill {other}`, which saves its state"
+                f"process {other} trains it already with the same {scratch}: stop it with `kill {other}`, which saves "
+                "its state, or wait for its end and record what it trained with `resnet-cifar sweep`"
             ) from None
         self.file.truncate(0)
         self.file.write(f"{os.getpid()}\n")

@@ -8,7 +8,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from resnet_cifar.cells import Cell, RunFiles
-from resnet_cifar.files import sha256
+from resnet_cifar.files import sha256, write_whole
 from resnet_cifar.numerics.weights import digest
 
 Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
@@ -145,6 +145,15 @@ def read(files: RunFiles) -> Record:
                 f"its {path.name} has the digest {_short(found)}; its {files.record.name} says {_short(recorded)}"
             )
     return record
+
+
+def write(files: RunFiles, weights: bytes, history: bytes, record: bytes) -> None:
+    """Write a run's files, the record last: whatever happens, there is the old run, none, or the whole new one."""
+    files.folder.mkdir(parents=True, exist_ok=True)
+    files.record.unlink(missing_ok=True)
+    write_whole(files.weights, weights)
+    write_whole(files.history, history)
+    write_whole(files.record, record)
 
 
 def difference(files: RunFiles, question: Question, arithmetic: Arithmetic | None = None) -> str | None:

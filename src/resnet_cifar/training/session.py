@@ -10,7 +10,7 @@ from resnet_cifar.files import sha256
 from resnet_cifar.numerics.protocol import Recipe
 from resnet_cifar.params import Study
 from resnet_cifar.settings import Settings
-from resnet_cifar.training import record
+from resnet_cifar.training import record, states
 from resnet_cifar.training.engines import Computer
 from resnet_cifar.training.record import Arithmetic, Question
 
@@ -25,7 +25,7 @@ class Session:
     data : Path
         The preprocessed data set.
     runs, scratch : Path
-        Where finished runs and interrupted ones are kept.
+        Where finished runs and interrupted ones are kept; the latter's states where :func:`states.home` says.
     settings : Settings
         What the environment says.
     say : callable
@@ -36,7 +36,8 @@ class Session:
         self, study: Study, data: Path, runs: Path, scratch: Path, settings: Settings, say: Callable[[str], None]
     ) -> None:
         self.study, self.runs, self.scratch, self.settings = study, runs, scratch, settings
-        for folder in (runs, scratch):  # now, and not after the training
+        self.states = states.home(scratch)
+        for folder in (runs, scratch, self.states):  # now, and not after the training
             folder.mkdir(parents=True, exist_ok=True)
         loaded = dataset.load(data)
         study.check_batch(len(loaded.train))

@@ -17,6 +17,24 @@ from resnet_cifar.numerics.weights import KEY, digest
 from resnet_cifar.training.record import Arithmetic, Question
 
 
+def home(scratch: Path) -> Path:
+    """The folder of the states for a checkout whose folder of interrupted runs is ``scratch``.
+
+    It is that folder, unless the checkout is the copy that DVC makes for `dvc exp run --temp` or a queued experiment
+    and removes when it is interrupted. There it is the one of the checkout that was copied, so that the same experiment
+    goes on where it was, in whichever copy.
+
+    >>> home(Path("/here/scratch"))
+    PosixPath('/here/scratch')
+    >>> home(Path("/here/.dvc/tmp/exps/standalone/tmpkae4n5q8/scratch"))
+    PosixPath('/here/scratch')
+    """
+    for folder in scratch.absolute().parents:
+        if folder.parts[-3:] == (".dvc", "tmp", "exps"):
+            return folder.parents[2] / scratch.name
+    return scratch
+
+
 @dataclass
 class Past:
     """What an interrupted run leaves besides its state: seconds spent, and the iterations it was resumed at."""

@@ -1,9 +1,19 @@
 """Ctrl-C and SIGTERM while work must not be lost."""
 
+import ctypes
 import signal
+import sys
 import threading
 from types import FrameType
 from typing import Self
+
+PR_SET_PDEATHSIG = 1
+
+
+def end_with_parent() -> None:
+    """Have the kernel send this process SIGTERM when its parent is killed; elsewhere than on Linux it goes on."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 class Interrupted(Exception):  # noqa: N818

@@ -1,0 +1,64 @@
+"""Progress: what cannot be told stops no work."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from resnet_cifar.progress import clock
+
+WORK = """
+import sys
+from resnet_cifar.progress import Progress, say
+for _ in range(3):
+    say("a line")
+progress = Progress("work", 10)
+progress.say("another")
+progress.shown -= 60
+progress.update(5, "detail")
+print("done")
+"""
+
+
+def work(stderr: int, close: bool = False) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", WORK]
+    if close:
+        command = ["sh", "-c", 'exec "$@" 2>&-', "sh", *command]
+    return subprocess.run(command, stdout=subprocess.PIPE, stderr=stderr, text=True)
+
+
+def test_lines_go_to_stderr():
+    done = work(subprocess.PIPE)
+    assert done.stderr.startswith("a line\na line\na line\nanother\nwork  50%  detail  ")
+    assert (done.stdout, done.returncode) == ("done\n", 0)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is full")
+def test_a_full_disk_under_stderr_stops_no_work():
+    with Path("/dev/full").open("w") as full:
+        done = work(full.fileno())
+    assert (done.stdout, done.returncode) == ("done\n", 0)
+
+
+def test_a_reader_that_is_gone_stops_no_work():
+    """A pipe to `tee` that was stopped, or a terminal that was closed."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = work(writer)
+    os.close(writer)
+    assert (done.stdout, done.returncode) == ("done\n", 0)
+
+
+def test_no_stderr_at_all_stops_no_work():
+    done = work(subprocess.DEVNULL, close=True)
+    assert (done.stdout, done.returncode) == ("done\n", 0)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.4, "0 s"), (59.6, "1 min 00 s"), (200, "3 min 20 s"), (3599.6, "1 h 00 min"), (7500, "2 h 05 min")],
+)
+def test_seconds_as_a_person_says_them(seconds, text):
+    assert clock(seconds) == text
