@@ -13,6 +13,7 @@ import torch
 from conftest import ROOT, write_tiny_dataset
 
 from resnet_cifar import machine
+from resnet_cifar.native import sets
 from resnet_cifar.report import speed
 
 
@@ -87,3 +88,29 @@ def test_a_difference_is_found_and_named(folder, tmp_path):
     assert ways == ["alone", "packed", "reversed", "resumed"]
     assert "1 cells were resumed; 1 were under way at once" in done.stdout
     assert done.stderr == "error: the bytes differ from those of cells trained alone: against.\n"
+
+
+@pytest.mark.skipif(
+    not sets.runnable(sets.FAST) or not any(map(shutil.which, ("c++", "g++", "clang++"))),
+    reason="needs the native engine and a compiler",
+)
+def test_the_cost_of_the_engine_is_a_row_a_case(capsys, monkeypatch):
+    """Of one network, two cores: batch 128, then two other batches, then one thread and the slower sets."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import native_cost
+
+    found = list(native_cost.cases(2))
+    fastest, *others = [each.name for each in sets.runnable(sets.FAST)]
+    assert [case for case in found if case[1] == 128 and case[2:] == (2, fastest)] == [
+        (n, 128, 2, fastest) for n in (3, 5, 7, 9, 18)
+    ]
+    assert len(found) == len(set(found))
+    assert {(3, 128, 1, name) for name in (fastest, *others)} <= set(found)
+    monkeypatch.setattr(native_cost, "IMAGES", 20)
+    monkeypatch.setattr(native_cost, "cases", lambda _: [(1, 20, 1, fastest)])
+    monkeypatch.setattr(sys, "argv", ["native_cost.py", "--seconds", "0"])
+    native_cost.main()
+    title, columns, _, row = [line for line in capsys.readouterr().out.splitlines() if line]
+    assert title == machine.device_name(torch.device("cpu"))
+    assert row.startswith(f"| ResNet-8 | 20 | 1 | {fastest} | ")
+    assert row.count("|") == columns.count("|")

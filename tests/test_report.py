@@ -451,14 +451,14 @@ def test_the_hardware_line_counts_the_kinds_of_runs_and_their_hours(tmp_path):
 
 SPEEDS = (
     "date,device,threads,torch,network,way,precision,networks_at_once,images_per_second,seconds_per_64k_iterations,"
-    "times_the_usual_loop\n"
+    "times_the_usual_loop,percent_of_copy_bandwidth,percent_of_matrix_rate\n"
 )
 
 
 def test_the_newest_measurement_of_each_device_is_shown(tmp_path):
     path = tmp_path / "throughput.csv"
     old, new, other, one_thread = (
-        f"2026-01-0{day},{gpu},{threads},2.14,ResNet-20,loop,fp32,1,{rate},1,1"
+        f"2026-01-0{day},{gpu},{threads},2.14,ResNet-20,loop,fp32,1,{rate},1,1,1,1"
         for day, gpu, threads, rate in ((1, "A", 2, 100), (2, "A", 2, 200), (1, "B", 2, 300), (3, "A", 1, 400))
     )
     path.write_text(SPEEDS + "\n".join([old, other, new, one_thread]))
@@ -473,9 +473,9 @@ def test_the_newest_measurement_of_each_device_is_shown(tmp_path):
         "nothing",
         SPEEDS,
         "\xff",
-        SPEEDS + "2026-01-01,A,2,2.14,ResNet-20,loop,fp32,1,fast,1,1",
-        SPEEDS + "2026-01-01,A,two,2.14,ResNet-20,loop,fp32,1,1,1,1",
-        SPEEDS + "2026-01-01,A,2,2.14,ResNet-20,loop,fp32,1,,1,1",
+        SPEEDS + "2026-01-01,A,2,2.14,ResNet-20,loop,fp32,1,fast,1,1,1,1",
+        SPEEDS + "2026-01-01,A,two,2.14,ResNet-20,loop,fp32,1,1,1,1,1,1",
+        SPEEDS + "2026-01-01,A,2,2.14,ResNet-20,loop,fp32,1,,1,1,1,1",
     ],
 )
 def test_another_file_than_the_benchmarks_table_is_refused(tmp_path, text):

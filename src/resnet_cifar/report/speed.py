@@ -16,7 +16,13 @@ MEASURED = {
     "networks_at_once": int,
 }
 """The columns that say what was measured."""
-FOUND = {"images_per_second": float, "seconds_per_64k_iterations": float, "times_the_usual_loop": float}
+FOUND = {
+    "images_per_second": float,
+    "seconds_per_64k_iterations": float,
+    "times_the_usual_loop": float,
+    "percent_of_copy_bandwidth": float,
+    "percent_of_matrix_rate": float,
+}
 """Those that say what came out."""
 
 

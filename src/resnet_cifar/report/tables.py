@@ -56,7 +56,9 @@ def metrics_md(study: Study, outcome: Outcome, speed: pd.DataFrame | None) -> st
         parts += [
             "## Speed\n\nThe training step beside the usual loop (a DataLoader, torchvision's transforms, an eager "
             "network), as `python benchmarks/throughput.py` measured them; of each device the newest figures. Several "
-            "networks at once: all their images, and the seconds that one network's 64,000 iterations come to.",
+            "networks at once: all their images, and the seconds that one network's 64,000 iterations come to. Last "
+            "two columns: bytes of an ideally fused step and FLOPs of direct convolutions, as shares of what the device "
+            "copies and multiplies in the same precision.",
             _speed_table(speed),
         ]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -298,6 +300,8 @@ def _speed_table(speed: pd.DataFrame) -> str:
                 "Images a second": f"{row['images_per_second']:,.0f}",
                 "Seconds for 64,000 iterations": f"{row['seconds_per_64k_iterations']:,.0f}",
                 "× the usual loop": f"{row['times_the_usual_loop']:.2f}",
+                "% of copy": f"{row['percent_of_copy_bandwidth']:.0f}",
+                "% of matrix": f"{row['percent_of_matrix_rate']:.0f}",
             }
             for row in speed.to_dict("records")
         ],
