@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import subprocess
 from contextlib import suppress
 from pathlib import Path
 
@@ -97,6 +98,16 @@ def test_a_folder_that_is_not_there_is_named(tmp_path):
     with pytest.raises(FileNotFoundError) as caught:
         write_whole(tmp_path / "nowhere" / "a", b"")
     assert "nowhere" in str(caught.value.filename)
+
+
+def test_what_a_killed_process_left_is_removed_and_a_living_ones_stays(tmp_path):
+    with subprocess.Popen(["true"]) as killed:
+        pass
+    left, others = tmp_path / f".a.{killed.pid}.part", [tmp_path / f".a.{os.getppid()}.part", tmp_path / ".a.b.part"]
+    for path in (left, *others):
+        path.write_text("half")
+    write_whole(tmp_path / "a", b"all")
+    assert set(tmp_path.iterdir()) == {tmp_path / "a", *others}
 
 
 def test_digests(tmp_path):

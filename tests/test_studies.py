@@ -32,7 +32,7 @@ from resnet_cifar.sweep import checkout
 
 TINY = """\
 # @package _global_
-# One network of each kind, beside the clone's own study of one.
+# One network, beside the clone's own study of another.
 defaults:
   - quick
   - _self_
@@ -40,7 +40,7 @@ defaults:
 preset: tiny
 
 model:
-  net: [plain, resnet]
+  net: [plain]
   n: [1]
 
 train:
@@ -106,7 +106,7 @@ def kept(clone) -> Clone:
     Path(".dvc/config.local").write_text(f"['remote \"store\"']\n    url = {blocked.resolve()}/store\n")
     elsewhere = Path("scratch/elsewhere")
     clone.compose("preset=tiny")
-    clone.run(sys.executable, "stages/train.py", "--runs", str(elsewhere), "--cells", "plain-1-1", "resnet-1-1")
+    clone.run(sys.executable, "stages/train.py", "--runs", str(elsewhere), "--cells", "plain-1-1")
     clone.compose("model.n=1")
     with pytest.raises((InputError, OSError)):
         keep("tiny", elsewhere, silent)
@@ -114,10 +114,7 @@ def kept(clone) -> Clone:
     assert unsaved(clone) == set()
     assert files(Path("reports")) == before
     first = trained(MADE / LOCK)
-    assert first == {
-        f"train@{cell}": hashlib.md5((elsewhere / cell / "run.json").read_bytes()).hexdigest()
-        for cell in ("plain-1-1", "resnet-1-1")
-    }
+    assert first == {"train@plain-1-1": hashlib.md5((elsewhere / "plain-1-1/run.json").read_bytes()).hexdigest()}
     keep("tiny", None, silent)
     assert trained(STUDIES / "tiny" / LOCK) == first  # the second attempt went on from the first one
     assert unsaved(clone) == {"reports/studies/", "store/"}
@@ -134,11 +131,9 @@ def test_the_folder_has_the_report_its_parameters_and_the_cells_part_of_the_lock
     folder = STUDIES / "tiny"
     names = {path.name for path in folder.iterdir()}
     assert names == {*("metrics.md", "metrics.json", "results.csv", "curves.csv", "figures"), "params.yaml", LOCK}
-    assert pd.read_csv(folder / "results.csv")["cell"].tolist() == ["resnet-1-1", "plain-1-1"]
-    assert (folder / "figures/responses.png").exists()
+    assert pd.read_csv(folder / "results.csv")["cell"].tolist() == ["plain-1-1"]
     assert yaml.safe_load((folder / "params.yaml").read_text())["preset"] == "tiny"
-    cells = ("resnet-1-1", "plain-1-1")
-    assert set(stages(folder / LOCK)) == {f"{stage}@{cell}" for stage in ("train", "evaluate") for cell in cells}
+    assert set(stages(folder / LOCK)) == {"train@plain-1-1", "evaluate@plain-1-1"}
     assert "[tiny](tiny/metrics.md)" in (STUDIES / "README.md").read_text()
 
 
@@ -155,11 +150,10 @@ def test_the_remote_has_the_study_alone():
     entries = [yaml.safe_load(path.read_text()) for path in Path("store/runs").rglob("*") if path.is_file()]
     outs = {out["path"] for entry in entries for out in entry["outs"]}
     names = ("weights.safetensors", "history.csv", "run.json")
-    cells = ("resnet-1-1", "plain-1-1")
-    assert outs == {f"results/{cell}" for cell in cells} | {f"runs/{cell}/{name}" for cell in cells for name in names}
-    assert len(entries) == 4
-    assert len(list(Path("store/files").rglob("*.dir"))) == 2
-    assert sum(path.is_file() for path in Path("store/files").rglob("*")) == 2 * (3 + 1 + 2)
+    assert outs == {"results/plain-1-1"} | {f"runs/plain-1-1/{name}" for name in names}
+    assert len(entries) == 2
+    assert len(list(Path("store/files").rglob("*.dir"))) == 1
+    assert sum(path.is_file() for path in Path("store/files").rglob("*")) == 3 + 1 + 2
 
 
 def test_elsewhere_it_is_restored_and_not_trained(kept, tmp_path):

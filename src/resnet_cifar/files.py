@@ -1,5 +1,6 @@
 """Files that are whole or not there, and digests of what is in them."""
 
+import glob
 import hashlib
 import os
 from collections.abc import Iterator
@@ -15,7 +16,8 @@ def whole(path: Path) -> Iterator[Path]:
 
     Whatever happens, a power cut included, ``path`` is then what it was or all of what was written.
 
-    Two processes may write the same file: each has a temporary path of its own, and the last one stays.
+    Two processes may write the same file: each has a temporary path of its own, and the last one stays. Those of
+    processes that were killed meanwhile are removed.
 
     Raises
     ------
@@ -23,6 +25,9 @@ def whole(path: Path) -> Iterator[Path]:
         If it cannot be written, or is a folder; it carries the name of ``path``.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
+        if not _is_alive(left.suffixes[-2][1:]):
+            left.unlink(missing_ok=True)
     try:
         yield temporary
         _flush(temporary)
@@ -34,6 +39,16 @@ def whole(path: Path) -> Iterator[Path]:
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _is_alive(process: str) -> bool:
+    try:
+        os.kill(int(process), 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, ValueError, OverflowError):
+        return True  # another user's, or no process at all: not ours to remove
+    return True
 
 
 def write_whole(path: Path, content: bytes) -> None:
