@@ -1,90 +1,57 @@
-"""Training on a Ray cluster: packs of cells are tasks, and their files come back through Ray's object store.
-
-A node needs this package with the driver's code; no checkout, no shared folder and no DVC. Where torch computes, it
-needs the driver's versions of Python, torch, numpy and safetensors, too.
-"""
+"""Training on a Ray cluster: packs of cells are tasks, and their files come back through Ray's object store."""
 
 import logging
 import os
-import platform
-import queue
 import socket
-import threading
 import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
-from importlib.metadata import version
+from contextlib import contextmanager
+from dataclasses import asdict, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-
-from resnet_cifar import native, numerics
-from resnet_cifar.cells import Cell, RunFiles, run_files
-from resnet_cifar.errors import InputError
-from resnet_cifar.files import sha256_of, write_whole
-from resnet_cifar.native.library import Unavailable
-from resnet_cifar.numerics.graph import GraphEngine
-from resnet_cifar.params import Study
-from resnet_cifar.progress import clock
-from resnet_cifar.settings import Settings
-from resnet_cifar.settings import read as read_settings
-from resnet_cifar.sweep.checkout import DATA, FILES, SCRATCH
-from resnet_cifar.sweep.local import share
-from resnet_cifar.training.engines import Computer, load_native
-from resnet_cifar.training.record import Record
-from resnet_cifar.training.session import Session
-from resnet_cifar.training.states import StateFile
-from resnet_cifar.training.stop import Interrupted, StopSignal
-from resnet_cifar.training.train import train_cells
-
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray would report to its makers
-os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # and warn about a change of its defaults
-
 import ray
 from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, NodeLabelSchedulingStrategy, NotIn
 
+from resnet_cifar.cells import Cell, RunFiles
+from resnet_cifar.errors import InputError
+from resnet_cifar.files import write_whole
+from resnet_cifar.numerics.graph import GraphEngine
+from resnet_cifar.params import Study
+from resnet_cifar.progress import clock
+from resnet_cifar.settings import Settings
+from resnet_cifar.sweep.checkout import DATA, SCRATCH
+from resnet_cifar.sweep.local import share
+from resnet_cifar.sweep.node import (
+    LOOK_EVERY,
+    Delivery,
+    Refusal,
+    State,
+    node_name,
+    refuse,
+    saved_states,
+    train_pack,
+    unfitness,
+    versions,
+)
+from resnet_cifar.training.engines import Computer
+from resnet_cifar.training.record import Record
+from resnet_cifar.training.states import StateFile
+from resnet_cifar.training.stop import Interrupted, StopSignal
+
 PACK = 10  # cells of a task on a GPU, where RESNET_CIFAR_PACK does not say
 RARER = 6  # times as rarely as on a disk of its own a state is saved, because it travels to the driver
 TRIES = 3
-LOOK_EVERY = 0.5
 REACH = 10.0  # seconds
 PATIENCE = 300.0  # seconds to wait for a node when none is left
 LAST_LINES = 20
-SOURCES = {".py", ".h", ".cpp", ".map"}
 
 Take = Callable[[Cell, RunFiles], str | None]
 Say = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Delivery:
-    """What a task sends of one cell: the contents of its files, or why it failed."""
-
-    cell: str
-    files: dict[str, bytes]
-    failure: str = ""
-
-
-@dataclass(frozen=True)
-class State:
-    """The saved state of a cell in training, in either direction: the file of :class:`StateFile`, by its name."""
-
-    cell: str
-    name: str
-    content: bytes
-
-
-@dataclass(frozen=True)
-class Refusal:
-    """What a task sends instead of training, where it must not or cannot."""
-
-    node: str
-    sentence: str
 
 
 def train(
@@ -109,7 +76,7 @@ def train(
     cells : list of Cell
         What to train.
     settings : Settings
-        What the driver's environment says; it holds on all nodes, as :func:`settings_here` has it.
+        What the driver's environment says; it holds on all nodes, as ``settings_here`` has it.
     take : callable
         Gets a cell and its files, in a folder that is removed afterwards; returns why it does not take them, or None.
     say : callable
@@ -289,7 +256,7 @@ class _Tasks:
             self.wanted = not computer.fallback
             simd = simd if computer.native else "none"
         engines = {self.engines[cell] for cell in cells}
-        self.expected = _versions(alike=engines != {"native"})
+        self.expected = versions(alike=engines != {"native"})
         self.needs_native = "native" in engines
         if engines == {"native"} and cpus:
             threads = min(threads, *cpus)  # any number gives the same bytes, so no node need be left out
@@ -361,7 +328,7 @@ class _Tasks:
             except RayError as error:
                 reason = f"it cannot run this package ({_reason(error)}); install the driver's version there"
             if reason:
-                self.avoid(Refusal(node, _refuse(_place(addresses[node], node), reason)))
+                self.avoid(Refusal(node, refuse(node_name(addresses[node], node), reason)))
         if self.avoided and not self.nodes():
             raise InputError(f"no node of the cluster can train: {'; '.join(self.avoided.values())}.")
 
@@ -377,7 +344,10 @@ class _Tasks:
         if self.avoided:
             elsewhere = NodeLabelSchedulingStrategy(hard={"ray.io/node-id": NotIn(*self.avoided)})
             remote = remote.options(scheduling_strategy=elsewhere)
-        names, states = [cell.name for cell in pack], [state for cell in pack for state in _states(SCRATCH, cell.name)]
+        names, states = (
+            [cell.name for cell in pack],
+            [state for cell in pack for state in saved_states(SCRATCH, cell.name)],
+        )
         expected = (self.expected, self.needs_native)
         return remote.remote(names, self.study, self.data, states, expected, asdict(self.settings))
 
@@ -390,170 +360,11 @@ class _Tasks:
             self.say(f"training on {gpus:g} GPU{'s' * (gpus != 1)}, up to {self.pack_size} cells at once on each")
 
 
-# ---- On the nodes ----------------------------------------------------------------------------------------------
-
-
-def unfitness(expected: dict[str, str], needs_native: bool, simd: str | None) -> str | None:
-    """Why this node cannot train what the driver trains, in words; None if it can.
-
-    Parameters
-    ----------
-    expected : dict
-        The driver's versions, of all that has to be the same.
-    needs_native : bool
-        Whether the native engine is used.
-    simd : str or None
-        Its instruction set, if the driver's environment names one.
-    """
-    here = _versions(alike=True)
-    for name, wanted in expected.items():
-        if here[name] != wanted:
-            return f"its {name} is {here[name]}, the driver's is {wanted}; a cell needs the same everywhere"
-    if needs_native:
-        try:
-            own = read_settings()
-            if not load_native(replace(own, simd=simd or own.simd), lambda _: None):  # as settings_here has it
-                raise Unavailable("RESNET_CIFAR_SIMD is 'none'")
-        except (Unavailable, InputError) as error:
-            return f"its native engine cannot be used ({str(error).rstrip('.')}), the driver's can"
-    return None
-
-
-def settings_here(given: Settings, torch_too: bool) -> Settings:
-    """The driver's settings as the native engine has them on this node.
-
-    This node's environment names the instruction set where the driver's does not. Where torch does not compute, too, a
-    cell takes no more threads than this node's environment or cores allow. No bit depends on either.
-    """
-    own = read_settings()
-    threads = given.threads if torch_too else min(given.threads, own.threads)
-    return replace(given, simd=given.simd or own.simd, threads=threads)
-
-
-def train_pack(
-    names: list[str],
-    study: dict[str, Any],
-    data: np.ndarray,
-    states: list[State],
-    expected: tuple[dict[str, str], bool],
-    settings: dict[str, Any],
-) -> Iterator[str | Delivery | State | Refusal]:
-    """Train cells on this node; yield lines of progress, saved states, and each cell as soon as it is trained."""
-    node = ray.get_runtime_context().get_node_id()
-    here = _place(ray.util.get_node_ip_address(), node)
-    versions, needs_native = expected
-    given = Settings(**settings)
-    reason = unfitness(versions, needs_native, given.simd)
-    if reason:  # it joined when the others had been asked
-        yield Refusal(node, _refuse(here, reason))
-        return
-    yield f"{here}: training {', '.join(names)}"
-    with TemporaryDirectory(prefix="resnet-cifar-") as name:
-        chosen = settings_here(given, torch_too="torch" in versions) if needs_native else given
-        pack = _Pack(Path(name), names, Study.model_validate(study), chosen)
-        for sent in pack.train(data, states):
-            if isinstance(sent, OSError | InputError):
-                yield Refusal(node, _refuse(here, f"nothing can be trained there ({str(sent).rstrip('.')})"))
-                return
-            if isinstance(sent, Exception):
-                raise sent
-            yield f"{here}: {sent}" if isinstance(sent, str) else sent
-
-
-class _Pack:
-    """Cells that one thread trains, while the other one sends what is ready."""
-
-    def __init__(self, folder: Path, names: list[str], study: Study, settings: Settings) -> None:
-        self.folder, self.study, self.settings = folder, study, settings
-        self.cells = [Cell.parse(name) for name in names]
-        self.outbox: queue.Queue[str | Delivery | Exception | None] = queue.Queue()
-        self.sent: dict[str, int] = {}
-
-    def train(self, data: np.ndarray, states: list[State]) -> Iterator[str | Delivery | State | Exception]:
-        """Train; an exception is the last that is given, an ``OSError`` or ``InputError`` only before it begins."""
-        threading.Thread(target=self._train, args=(data, states), daemon=True).start()
-        while True:
-            sent = None
-            with suppress(queue.Empty):
-                sent = self.outbox.get(timeout=LOOK_EVERY)
-                if sent is None:
-                    return
-            for cell in self.cells:  # before the cell itself, whose state is gone then
-                yield from _states(self.folder / "scratch", cell.name, self.sent)
-            if sent is not None:
-                yield sent
-
-    def _train(self, data: np.ndarray, states: list[State]) -> None:
-        try:
-            session = self._session(data, states)
-        except Exception as error:
-            self.outbox.put(error)
-            return
-
-        def send(cell: Cell) -> None:
-            files = run_files(session.runs, cell)
-            self.outbox.put(Delivery(cell.name, {name: getattr(files, name).read_bytes() for name in FILES}))
-
-        try:
-            for cell, reason in train_cells(session, self.cells, say=self.outbox.put, on_trained=send).items():
-                self.outbox.put(Delivery(cell.name, {}, reason))
-            self.outbox.put(None)
-        except Exception as error:
-            self.outbox.put(RuntimeError(f"{type(error).__name__}: {error}"))
-
-    def _session(self, data: np.ndarray, states: list[State]) -> Session:
-        scratch, path = self.folder / "scratch", self.folder / DATA.name
-        for state in states:
-            (scratch / state.cell).mkdir(parents=True, exist_ok=True)
-            (scratch / state.cell / state.name).write_bytes(state.content)
-            self.sent[f"{state.cell}/{state.name}"] = (scratch / state.cell / state.name).stat().st_mtime_ns
-        data.tofile(path)
-        session = Session(self.study, path, self.folder / "runs", scratch, self.settings, self.outbox.put)
-        path.unlink()  # now, since a task that is killed leaves its folder behind
-        return session
-
-
-# ---- On both ---------------------------------------------------------------------------------------------------
-
-
-def _versions(alike: bool) -> dict[str, str]:
-    """What has to be the same on all nodes, by name: the code, and, where torch computes, the libraries."""
-    packages = Path(numerics.__file__).parent, Path(native.__file__).parent
-    files = [path for package in packages for path in sorted(package.rglob("*")) if path.suffix in SOURCES]
-    versions = {"code": sha256_of(files, packages[0].parent)[:12]}
-    if alike:
-        versions |= {"python": platform.python_version()}
-        versions |= {name: version(name) for name in ("torch", "numpy", "safetensors")}
-    return versions
-
-
-def _states(scratch: Path, cell: str, sent: dict[str, int] | None = None) -> Iterator[State]:
-    """The saved states of a cell; with ``sent``, those that are new since it was noted there."""
-    for path in sorted((scratch / cell).glob("*.safetensors")):
-        with suppress(FileNotFoundError):  # the cell is trained meanwhile
-            written, key = path.stat().st_mtime_ns, f"{cell}/{path.name}"
-            if sent is None or sent.get(key) != written:
-                yield State(cell, path.name, path.read_bytes())
-            if sent is not None:
-                sent[key] = written
-
-
-def _place(address: str, node: str) -> str:
-    return f"{address} (node {node[:8]})"
-
-
-def _refuse(place: str, reason: str) -> str:
-    return f"{place} is refused: {reason}"
-
-
 def _reason(error: Exception) -> str:
     """Of an error with pages of traceback, the line that a person can use."""
     text = str(error.cause) if isinstance(error, RayTaskError) else str(error)
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__
-
-
-# ---- On the driver ---------------------------------------------------------------------------------------------
 
 
 def _on_gpu(device: str | None, gpus: float) -> bool:
