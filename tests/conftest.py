@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import shutil
 import subprocess
 from collections.abc import Callable, Generator
 from pathlib import Path
@@ -21,6 +22,7 @@ from safetensors.torch import save_file
 
 from resnet_cifar import dataset, settings
 from resnet_cifar.cells import Cell
+from resnet_cifar.native import sets
 from resnet_cifar.numerics import determinism
 from resnet_cifar.numerics.data import Dataset
 from resnet_cifar.numerics.engine import Turn
@@ -29,6 +31,10 @@ from resnet_cifar.numerics.run import Run
 from resnet_cifar.params import Study
 from resnet_cifar.training.session import Session
 
+needs_native = pytest.mark.skipif(
+    not sets.runnable(sets.FAST) or not any(map(shutil.which, ("c++", "g++", "clang++"))),
+    reason="needs a processor and a compiler for the native engine",
+)
 ROOT = Path(__file__).resolve().parents[1]
 Returned = TypeVar("Returned")
 

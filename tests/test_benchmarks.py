@@ -2,6 +2,7 @@
 
 import csv
 import os
+import re
 import runpy
 import shutil
 import subprocess
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, write_tiny_dataset
+from conftest import ROOT, needs_native, write_tiny_dataset
 
 from resnet_cifar import machine
 from resnet_cifar.native import sets
@@ -90,10 +91,7 @@ def test_a_difference_is_found_and_named(folder, tmp_path):
     assert done.stderr == "error: the bytes differ from those of cells trained alone: against.\n"
 
 
-@pytest.mark.skipif(
-    not sets.runnable(sets.FAST) or not any(map(shutil.which, ("c++", "g++", "clang++"))),
-    reason="needs the native engine and a compiler",
-)
+@needs_native
 def test_the_cost_of_the_engine_is_a_row_a_case(capsys, monkeypatch):
     """Of one network, two cores: batch 128, then two other batches, then one thread and the slower sets."""
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
@@ -114,3 +112,19 @@ def test_the_cost_of_the_engine_is_a_row_a_case(capsys, monkeypatch):
     assert title == machine.device_name(torch.device("cpu"))
     assert row.startswith(f"| ResNet-8 | 20 | 1 | {fastest} | ")
     assert row.count("|") == columns.count("|")
+
+
+@needs_native
+def test_two_engines_from_the_same_weights_on_the_same_batches(folder, monkeypatch):
+    """Of one iteration the two losses are the same to rounding; the last row is a short one."""
+    monkeypatch.delenv("RESNET_CIFAR_SIMD")
+    done = run(folder, "engines_together.py", "--cell", "resnet-1-0", "--iterations", "3", "--every", "2")
+    assert done.returncode == 0, done.stderr
+    head, _, first, last, test = done.stdout.splitlines()
+    assert [row.split(" | ")[0] for row in (first, last)] == ["| 1 to 2", "| 3 to 3"]
+    native, eager = map(float, first.split(" | ")[1:3])
+    assert native == pytest.approx(eager, rel=1e-3)
+    assert head.count("|") == last.count("|")
+    assert re.fullmatch(r"Test error, %: native \d+\.\d\d, eager \d+\.\d\d", test)
+    done = run(folder, "engines_together.py", "--cell", "resnet-0-0")
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)

@@ -16,6 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 from clone import Clone
+from conftest import needs_native
 
 ray = pytest.importorskip("ray", reason="needs the extra [ray]")
 from ray.cluster_utils import Cluster  # noqa: E402
@@ -353,7 +354,7 @@ def test_what_changes_no_bit_may_be_each_nodes_own(monkeypatch):
         assert found == dataclasses.replace(given, simd=expected[0], threads=expected[1])
 
 
-@pytest.mark.skipif(not SETS, reason="needs the native engine")
+@needs_native
 def test_nodes_with_other_instruction_sets_and_threads_make_one_table(fresh, monkeypatch):
     """One node dies, one without the engine is refused; the bytes are those of one machine alone."""
     configure(fresh, "train.iterations=100")

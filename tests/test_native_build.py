@@ -14,7 +14,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, needs_native
 
 from resnet_cifar.errors import InputError
 from resnet_cifar.native import build, library, sets
@@ -32,9 +32,7 @@ API const char* rc_set() { return "stub"; }
 )
 CPU = 'extern "C" __attribute__((visibility("default"))) int rc_supported() { return 1; }\n'
 
-pytestmark = pytest.mark.skipif(
-    not sets.runnable(sets.FAST) or not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="needs a C++ compiler"
-)
+pytestmark = needs_native
 
 
 @pytest.fixture

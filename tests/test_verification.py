@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import changed, make_session
+from conftest import changed, make_session, needs_native
 
 from resnet_cifar import settings, verification
 from resnet_cifar.cells import Cell, run_files
@@ -35,9 +35,7 @@ CELL, PLAIN = CELLS = [Cell("resnet", 1, 0), Cell("plain", 1, 0)]
 SETS = [each.name for each in sets.runnable(sets.FAST)]
 LENGTH = "resnet-1-0: to iteration 2 in about {} on this CPU; interrupted, the same command goes on where it was"
 
-pytestmark = pytest.mark.skipif(
-    not SETS or not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="needs the native engine and a compiler"
-)
+pytestmark = needs_native
 
 
 @pytest.fixture(scope="module")
