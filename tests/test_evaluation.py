@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from resnet_cifar.evaluation import Measures, Result, expected_calibration_error, measure, predict
+from resnet_cifar.evaluation import BrokenSealError, Measures, Result, expected_calibration_error, measure, predict
 from resnet_cifar.numerics import logits as numerics
 from resnet_cifar.numerics.initialization import initialize
 from resnet_cifar.numerics.models import Architecture, CifarResNet
@@ -105,13 +105,18 @@ def test_a_result_is_sorted_json_without_what_is_not_there():
     }
     result = Result.model_validate(values)
     content = result.content()
-    assert Result.model_validate_json(content) == result
+    assert Result.parse(content) == result
     written = json.loads(content)
     assert list(written) == sorted(written)
     assert "validation" not in written
     assert written["arithmetic"] == {"bits": 1, "engine": "native", "precision": "fp32"}
     both = result.model_copy(update={"validation": measured})
-    assert Result.model_validate_json(both.content()).validation == measured
+    assert Result.parse(both.content()).validation == measured
+    with pytest.raises(BrokenSealError):
+        Result.parse(content.replace(b'"parameters": 75290', b'"parameters": 75291'))
+    for wrong in (b"", b"[]", b"{}", content.replace(b'"parameters"', b'"parameter"')):
+        with pytest.raises(ValueError, match=r"."):
+            Result.parse(wrong)
 
 
 @pytest.mark.parametrize(

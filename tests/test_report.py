@@ -201,6 +201,11 @@ def no_figures(monkeypatch):
         monkeypatch.setitem(figures.FIGURES, name, empty)
 
 
+def _evaluate_otherwise(path: Path, **change: object) -> None:
+    """Write a metrics.json that an evaluation with other outcomes would leave."""
+    path.write_bytes(Result.parse(path.read_bytes()).model_copy(update=change).content())
+
+
 def _edit(path: Path, change: dict[str, object]) -> None:
     """Alter a JSON file: ``change`` has values by keys with dots."""
     content = json.loads(path.read_text())
@@ -630,7 +635,7 @@ def test_responses_are_said_as_means_over_layers_and_seeds(tmp_path):
     for cell in study.list_cells():
         level = (2.0 if cell.net == "plain" else 1.0) + 0.5 * cell.seed
         layers = [level - 0.25, *[level] * 17, level + 0.25]
-        _edit(tmp_path / f"results/{cell}/metrics.json", {"responses": layers})
+        _evaluate_otherwise(tmp_path / f"results/{cell}/metrics.json", responses=layers)
     text = (render(tmp_path, study) / "metrics.md").read_text()
     assert "mean of 2 runs. The mean over all layers, plain and residual: 2.25 and 1.25 with 20 layers." in text
     assert "Degradation" not in text  # one depth shows none
@@ -707,15 +712,15 @@ def _append(path: Path, text: str) -> None:
         (lambda f: _append(f / HISTORY, "41,0.1,1,1,1,1,e\n"), r"history\.csv has the digest"),
         (lambda f: save_file({"weights": torch.zeros(3)}, f / WEIGHTS), r"weights\.safetensors has the digest"),
         (lambda f: save_file({"test_logits": torch.ones(3)}, f / PREDICTIONS), r"predictions\.safetensors is not what"),
-        (lambda f: _edit(f / METRICS, {"responses": [1.0] * 19}), r"metrics\.json has responses of 19 layers"),
-        (lambda f: _edit(f / METRICS, {"test.error": 1.0}), r"metrics\.json do not follow from the confusion"),
-        (lambda f: _edit(f / METRICS, {"test.class_errors": [1.0] * 10}), r"metrics\.json do not follow"),
-        (lambda f: _edit(f / METRICS, {"test": measures(5.0, 10_000).model_dump()}), r"metrics\.json has 5 and"),
-        (lambda f: _edit(f / METRICS, {"test.loss": 0.5}), r"history\.csv ends with test error .* metrics\.json has"),
-        # Of something else
-        (lambda f: _edit(f / METRICS, {"cell": "resnet-9-0"}), r"metrics\.json is of resnet-9-0"),
-        (lambda f: _edit(f / METRICS, {"weights_sha256": "a" * 64}), r"of other weights"),
-        (lambda f: _edit(f / METRICS, {"data_sha256": "a" * 64}), r"of another data set than its run\.json"),
+        (lambda f: _edit(f / METRICS, {"test.calibration_error": 1.0}), r"metrics\.json was altered: its values"),
+        (lambda f: _evaluate_otherwise(f / METRICS, responses=[1.0] * 19), r"metrics\.json has responses of 19 layers"),
+        (
+            lambda f: _evaluate_otherwise(f / METRICS, test=measures(5.0, 10_000)),
+            r"history\.csv ends with test error .* metrics\.json has 5 and",
+        ),
+        (lambda f: _evaluate_otherwise(f / METRICS, cell="resnet-9-0"), r"metrics\.json is of resnet-9-0"),
+        (lambda f: _evaluate_otherwise(f / METRICS, weights_sha256="a" * 64), r"of other weights"),
+        (lambda f: _evaluate_otherwise(f / METRICS, data_sha256="a" * 64), r"of another data set than its run\.json"),
         (lambda f: _edit(f / RECORD, {"question.cell": "resnet-9-0"}), r"its cell is resnet-9-0, not resnet-9-1"),
         (lambda f: _edit(f / RECORD, {"question.parameters": "a" * 64}), r"its parameters' digest is aaaa"),
         (

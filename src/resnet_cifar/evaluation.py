@@ -1,8 +1,9 @@
 """What a trained network is worth: error, loss, calibration and confusion, from its checkpoint alone."""
 
+import hashlib
 import json
 import math
-from typing import Annotated
+from typing import Annotated, Any, Self
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from resnet_cifar.training.record import Arithmetic, Digest
 
 CLASSES = 10
 BINS = 15
+SEAL = "sha256"
 ClassErrors = Annotated[list[float | None], Field(min_length=CLASSES, max_length=CLASSES)]
 Deviation = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Row = Annotated[list[int], Field(min_length=CLASSES, max_length=CLASSES)]
@@ -47,6 +49,10 @@ class Measures(_Part):
     confusion: Annotated[list[Row], Field(min_length=CLASSES, max_length=CLASSES)]
 
 
+class BrokenSealError(ValueError):
+    """The values of a result are not those of its digest."""
+
+
 class Result(_Part):
     """metrics.json: one cell's evaluation, with digests of what it read and of the logits beside it.
 
@@ -76,8 +82,33 @@ class Result(_Part):
     validation: Measures | None = None
 
     def content(self) -> bytes:
-        """What metrics.json holds."""
-        return (json.dumps(self.model_dump(exclude_defaults=True), indent=2, sort_keys=True) + "\n").encode()
+        """What metrics.json holds: the values, and a digest of them."""
+        values = self.model_dump(exclude_defaults=True)
+        return (json.dumps(values | {SEAL: _seal(values)}, indent=2, sort_keys=True) + "\n").encode()
+
+    @classmethod
+    def parse(cls, content: bytes) -> Self:
+        """The result that metrics.json holds.
+
+        Raises
+        ------
+        BrokenSealError
+            If the values are not those of the digest.
+        ValueError
+            If it is no result.
+        """
+        values = json.loads(content)
+        if not isinstance(values, dict) or SEAL not in values:
+            raise ValueError("there is no digest")
+        sealed = values.pop(SEAL)
+        result = cls.model_validate(values)
+        if sealed != _seal(values):
+            raise BrokenSealError
+        return result
+
+
+def _seal(values: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 @torch.inference_mode()

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.numpy import save
 from safetensors.torch import load_file
@@ -12,7 +11,7 @@ from safetensors.torch import load_file
 from resnet_cifar import checkpoint, evaluation
 from resnet_cifar.cells import Cell, run_files
 from resnet_cifar.errors import InputError
-from resnet_cifar.evaluation import Result
+from resnet_cifar.evaluation import BrokenSealError, Result
 from resnet_cifar.files import write_whole
 from resnet_cifar.native import engine as native
 from resnet_cifar.native.library import Library, Unavailable
@@ -40,11 +39,13 @@ def read(results: Path, cell: Cell) -> Result:
     """
     metrics, predictions = _files(results, cell)
     try:
-        result = Result.model_validate_json(metrics.read_bytes())
+        result = Result.parse(metrics.read_bytes())
         found = digest(load_file(predictions))
     except FileNotFoundError as error:
         raise ResultError(f"{error.filename or predictions} is missing") from None
-    except ValidationError:
+    except BrokenSealError:
+        raise ResultError(f"{metrics} was altered: its values are not those of its digest") from None
+    except ValueError:
         raise ResultError(f"{metrics} is not the result of an evaluation") from None
     except (OSError, SafetensorError) as error:
         raise ResultError(f"{predictions} cannot be read ({error})") from None

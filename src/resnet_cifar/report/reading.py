@@ -7,7 +7,6 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from resnet_cifar import results
@@ -103,9 +102,6 @@ def _read(study: Study, cell: Cell, runs: Path, folder: Path) -> Finished:
         raise UnfitError(f"its files are not of data.validation {study.data.validation}")
     if len(result.responses) != cell.depth - 1:
         raise UnfitError(f"its metrics.json has responses of {len(result.responses)} layers")
-    for measures in (result.test, result.validation):
-        if measures and not _add_up(measures):
-            raise UnfitError("the errors in its metrics.json do not follow from the confusion matrix there")
     _compare_with_curve(run, result, float(last["test_loss"]), float(last["test_error"]))
     return Finished(cell, run, result, history)
 
@@ -131,17 +127,6 @@ def _compare_with_curve(run: Record, result: Result, loss: float, error: float) 
             f"its history.csv ends with test error {error:g} and loss {loss:g}, its metrics.json has "
             f"{result.test.error:g} and {result.test.loss:g}"
         )
-
-
-def _add_up(measures: Measures) -> bool:
-    confusion = np.array(measures.confusion)
-    images = confusion.sum(axis=1)
-    wrong = images - confusion.diagonal()
-    errors = [round(100 * int(w) / int(of), 4) if of else None for w, of in zip(wrong, images, strict=True)]
-    return bool(images.sum()) and [round(100 * int(wrong.sum()) / int(images.sum()), 4), *errors] == [
-        measures.error,
-        *measures.class_errors,
-    ]
 
 
 def _images(measures: Measures) -> int:
