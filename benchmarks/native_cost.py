@@ -6,7 +6,6 @@ many seconds, on a machine that should do nothing else.
 
 import argparse
 import itertools
-import os
 import statistics
 import sys
 import time
@@ -20,7 +19,8 @@ import numpy as np
 import torch
 from native_runs import MOMENTUM, WEIGHT_DECAY, make_state
 
-from resnet_cifar.errors import exit_with
+from resnet_cifar import settings
+from resnet_cifar.errors import InputError, exit_with
 from resnet_cifar.machine import device_name
 from resnet_cifar.native.library import load
 from resnet_cifar.native.network import Batches, Images, NativeNetwork
@@ -37,6 +37,8 @@ HEAD = "| Network | Batch | Threads | Set | ms a step, fastest | median | images
 def cases(cores: int) -> Iterator[tuple[int, int, int, str]]:
     """n, batch size, threads and instruction set: one after another is varied, from ResNet-20 on all cores."""
     names = [each.name for each in runnable(FAST)]
+    if not names:
+        raise InputError("the native engine needs AVX2, AVX-512 or NEON, none of which this processor has.")
     for n in (3, 5, 7, 9, 18):
         yield n, 128, cores, names[0]
     for batch in (16, 32, 64, 256, 512):
@@ -86,7 +88,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=5.0, help="of each case (default: 5)")
     args = parser.parse_args()
     print(f"{device_name(torch.device('cpu'))}\n\n{HEAD}", flush=True)
-    for n, batch, threads, name in cases(len(os.sched_getaffinity(0))):
+    for n, batch, threads, name in cases(settings.read().threads):
         found = times(n, batch, threads, name, args.seconds)
         fastest, median = min(found), statistics.median(found)
         print(

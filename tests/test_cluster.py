@@ -329,15 +329,15 @@ def test_a_node_without_the_native_engine_is_refused_where_the_driver_has_it(mon
     def missing(*_: object) -> None:
         raise Unavailable("there is no C++ compiler")
 
-    assert on_node.unfitness({}, True, None) == (
+    assert on_node.unfitness(on_node.Expected({}, native=True, torch=False), None) == (
         "its native engine cannot be used (RESNET_CIFAR_SIMD is 'none'), the driver's can"
     )
     monkeypatch.setattr(library, "load", missing)
     monkeypatch.delenv("RESNET_CIFAR_SIMD")
-    assert on_node.unfitness({}, True, None) == (
+    assert on_node.unfitness(on_node.Expected({}, native=True, torch=False), None) == (
         "its native engine cannot be used (there is no C++ compiler), the driver's can"
     )
-    assert on_node.unfitness({}, False, None) is None
+    assert on_node.unfitness(on_node.Expected({}, native=False, torch=True), None) is None
 
 
 def test_what_changes_no_bit_may_be_each_nodes_own(monkeypatch):

@@ -342,7 +342,7 @@ def test_what_was_trained_in_16_bits_is_compared_with_nothing(tmp_path, asked):
 def test_the_papers_protocol_is_that_of_the_preset():
     """Every value of conf/ that decides a byte, for networks with and without a warm-up."""
     study = study_of(*PAPER, "model.net=[resnet,plain]", "model.n=[3,5,7,9,18,200]")
-    assert paper.follows_the_paper(study, {"fp32"})
+    assert paper.differences(study, {"fp32"}) == []
     for cell in study.list_cells():
         mine, its = study.recipe(cell), paper.recipe(cell)
         assert dataclasses.replace(its, warmup_lr=mine.warmup_lr) == mine

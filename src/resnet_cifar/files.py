@@ -1,6 +1,5 @@
 """Files that are whole or not there, and digests of what is in them."""
 
-import glob
 import hashlib
 import os
 from collections.abc import Iterator
@@ -11,23 +10,20 @@ from resnet_cifar.errors import InputError
 
 
 @contextmanager
-def whole(path: Path) -> Iterator[Path]:
+def whole(path: Path, shared: bool = False) -> Iterator[Path]:
     """Give a temporary path beside ``path`` to write to; at the end it takes the place of ``path``.
 
     Whatever happens, a power cut included, ``path`` is then what it was or all of what was written.
 
-    Two processes may write the same file: each has a temporary path of its own, and the last one stays. Those of
-    processes that were killed meanwhile are removed.
+    The temporary path is always the same, so that the next one writes over what a killed process left. Of a ``shared``
+    file, which several processes may write at once, each has a temporary path of its own, and the last one stays.
 
     Raises
     ------
     OSError
         If it cannot be written, or is a folder; it carries the name of ``path``.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    for left in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
-        if not _is_alive(left.suffixes[-2][1:]):
-            left.unlink(missing_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part" if shared else f".{path.name}.part")
     try:
         yield temporary
         _flush(temporary)
@@ -41,17 +37,7 @@ def whole(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def _is_alive(process: str) -> bool:
-    try:
-        os.kill(int(process), 0)
-    except ProcessLookupError:
-        return False
-    except (PermissionError, ValueError, OverflowError):
-        return True  # another user's, or no process at all: not ours to remove
-    return True
-
-
-def write_whole(path: Path, content: bytes) -> None:
+def write_whole(path: Path, content: bytes, shared: bool = False) -> None:
     """Write a file in one piece, as :func:`whole` does.
 
     >>> from tempfile import TemporaryDirectory
@@ -60,7 +46,7 @@ def write_whole(path: Path, content: bytes) -> None:
     ...     (Path(folder) / "a").read_bytes()
     b'all of it'
     """
-    with whole(path) as temporary:
+    with whole(path, shared) as temporary:
         temporary.write_bytes(content)
 
 

@@ -46,9 +46,8 @@ def _main() -> None:
     parser.add_argument("--cells", nargs="+", default=["*"], metavar="CELL", help="cells or patterns (default: all)")
     args = parser.parse_args()
 
-    if (
-        settings.in_dvc()
-    ):  # what is trained when DVC was killed, its next run would delete; a saved state it goes on from
+    # DVC's next run deletes what an orphan of a killed one has trained to its end; from a saved state it goes on.
+    if settings.in_dvc():
         end_with_parent()
     study = params.load()
     cells = select(args.cells, study.list_cells())

@@ -67,11 +67,6 @@ def differences(study: Study, precisions: Collection[str]) -> list[str]:
     return list(found)
 
 
-def follows_the_paper(study: Study, precisions: Collection[str]) -> bool:
-    """Whether the errors of a study may stand beside the paper's."""
-    return not differences(study, precisions)
-
-
 def differing(one: Recipe, other: Recipe, but: Collection[str]) -> list[str]:
     """The fields in which two recipes differ, ``but`` some."""
     if not one.warmup_iterations:

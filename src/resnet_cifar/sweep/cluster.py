@@ -29,10 +29,11 @@ from resnet_cifar.sweep.local import share
 from resnet_cifar.sweep.node import (
     LOOK_EVERY,
     Delivery,
+    Expected,
     Refusal,
     State,
     node_name,
-    refuse,
+    refusal,
     saved_states,
     train_pack,
     unfitness,
@@ -208,7 +209,7 @@ class _Flow:
         path = SCRATCH / state.cell / state.name
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(path, state.content)
+            write_whole(path, state.content, shared=True)
         except OSError as error:
             if not self.states_lost:
                 self.say(f"{state.cell}: its state cannot be kept here ({error.filename}: {error.strerror})")
@@ -256,9 +257,9 @@ class _Tasks:
             self.wanted = not computer.fallback
             simd = simd if computer.native else "none"
         engines = {self.engines[cell] for cell in cells}
-        self.expected = versions(alike=engines != {"native"})
-        self.needs_native = "native" in engines
-        if engines == {"native"} and cpus:
+        torch = engines != {"native"}
+        self.expected = Expected(versions(torch), native="native" in engines, torch=torch)
+        if not torch and cpus:
             threads = min(threads, *cpus)  # any number gives the same bytes, so no node need be left out
         self.resource, self.amount = ("GPU", 1) if self.on_gpu else ("CPU", threads)
         if not self.nodes() and not self.on_gpu:
@@ -320,7 +321,7 @@ class _Tasks:
         for node in nodes:
             place = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
             asked = remote.options(scheduling_strategy=place)
-            answers[node["NodeID"]] = asked.remote(self.expected, self.needs_native, self.settings.simd)
+            answers[node["NodeID"]] = asked.remote(self.expected, self.settings.simd)
         addresses = {node["NodeID"]: node["NodeManagerAddress"] for node in nodes}
         for node, answer in answers.items():
             try:
@@ -328,7 +329,7 @@ class _Tasks:
             except RayError as error:
                 reason = f"it cannot run this package ({_reason(error)}); install the driver's version there"
             if reason:
-                self.avoid(Refusal(node, refuse(node_name(addresses[node], node), reason)))
+                self.avoid(Refusal(node, refusal(node_name(addresses[node], node), reason)))
         if self.avoided and not self.nodes():
             raise InputError(f"no node of the cluster can train: {'; '.join(self.avoided.values())}.")
 
@@ -344,12 +345,9 @@ class _Tasks:
         if self.avoided:
             elsewhere = NodeLabelSchedulingStrategy(hard={"ray.io/node-id": NotIn(*self.avoided)})
             remote = remote.options(scheduling_strategy=elsewhere)
-        names, states = (
-            [cell.name for cell in pack],
-            [state for cell in pack for state in saved_states(SCRATCH, cell.name)],
-        )
-        expected = (self.expected, self.needs_native)
-        return remote.remote(names, self.study, self.data, states, expected, asdict(self.settings))
+        names = [cell.name for cell in pack]
+        states = [state for name in names for state in saved_states(SCRATCH, name)]
+        return remote.remote(names, self.study, self.data, states, self.expected, asdict(self.settings))
 
     def _tell_device(self, gpus: float) -> None:
         if not self.on_gpu:

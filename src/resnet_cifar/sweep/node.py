@@ -61,23 +61,38 @@ class Refusal:
     sentence: str
 
 
-def unfitness(expected: dict[str, str], needs_native: bool, simd: str | None) -> str | None:
+@dataclass(frozen=True)
+class Expected:
+    """What has to be on a node as it is on the driver.
+
+    Attributes
+    ----------
+    versions : dict
+        By name: the code's, and the libraries' where torch computes.
+    native, torch : bool
+        Whether the native engine computes cells, and whether torch does.
+    """
+
+    versions: dict[str, str]
+    native: bool
+    torch: bool
+
+
+def unfitness(expected: Expected, simd: str | None) -> str | None:
     """Why this node cannot train what the driver trains, in words; None if it can.
 
     Parameters
     ----------
-    expected : dict
-        The driver's versions, of all that has to be the same.
-    needs_native : bool
-        Whether the native engine is used.
+    expected : Expected
+        The driver's.
     simd : str or None
-        Its instruction set, if the driver's environment names one.
+        The native engine's instruction set, if the driver's environment names one.
     """
-    here = versions(alike=True)
-    for name, wanted in expected.items():
+    here = versions(torch=True)
+    for name, wanted in expected.versions.items():
         if here[name] != wanted:
             return f"its {name} is {here[name]}, the driver's is {wanted}; a cell needs the same everywhere"
-    if needs_native:
+    if expected.native:
         try:
             own = read_settings()
             if not load_native(replace(own, simd=simd or own.simd), lambda _: None):  # as settings_here has it
@@ -103,32 +118,31 @@ def train_pack(
     study: dict[str, Any],
     data: np.ndarray,
     states: list[State],
-    expected: tuple[dict[str, str], bool],
+    expected: Expected,
     settings: dict[str, Any],
 ) -> Iterator[str | Delivery | State | Refusal]:
     """Train cells on this node; yield lines of progress, saved states, and each cell as soon as it is trained."""
     node = ray.get_runtime_context().get_node_id()
     here = node_name(ray.util.get_node_ip_address(), node)
-    wanted, needs_native = expected
     given = Settings(**settings)
-    reason = unfitness(wanted, needs_native, given.simd)
+    reason = unfitness(expected, given.simd)
     if reason:  # it joined when the others had been asked
-        yield Refusal(node, refuse(here, reason))
+        yield Refusal(node, refusal(here, reason))
         return
     yield f"{here}: training {', '.join(names)}"
     with TemporaryDirectory(prefix="resnet-cifar-") as name:
-        chosen = settings_here(given, torch_too="torch" in wanted) if needs_native else given
-        pack = _Pack(Path(name), names, Study.model_validate(study), chosen)
-        for sent in pack.train(data, states):
+        chosen = settings_here(given, expected.torch) if expected.native else given
+        task = _Task(Path(name), names, Study.model_validate(study), chosen)
+        for sent in task.train(data, states):
             if isinstance(sent, OSError | InputError):
-                yield Refusal(node, refuse(here, f"nothing can be trained there ({str(sent).rstrip('.')})"))
+                yield Refusal(node, refusal(here, f"nothing can be trained there ({str(sent).rstrip('.')})"))
                 return
             if isinstance(sent, Exception):
                 raise sent
             yield f"{here}: {sent}" if isinstance(sent, str) else sent
 
 
-class _Pack:
+class _Task:
     """Cells that one thread trains, while the other one sends what is ready."""
 
     def __init__(self, folder: Path, names: list[str], study: Study, settings: Settings) -> None:
@@ -184,15 +198,15 @@ class _Pack:
 # ---- On the driver, too ------------------------------------------------------------------------------------------
 
 
-def versions(alike: bool) -> dict[str, str]:
+def versions(torch: bool) -> dict[str, str]:
     """What has to be the same on all nodes, by name: the code, and, where torch computes, the libraries."""
     packages = Path(numerics.__file__).parent, Path(native.__file__).parent
     files = [path for package in packages for path in sorted(package.rglob("*")) if path.suffix in SOURCES]
-    versions = {"code": sha256_of(files, packages[0].parent)[:12]}
-    if alike:
-        versions |= {"python": platform.python_version()}
-        versions |= {name: version(name) for name in ("torch", "numpy", "safetensors")}
-    return versions
+    found = {"code": sha256_of(files, packages[0].parent)[:12]}
+    if torch:
+        found |= {"python": platform.python_version()}
+        found |= {name: version(name) for name in ("torch", "numpy", "safetensors")}
+    return found
 
 
 def saved_states(scratch: Path, cell: str, sent: dict[str, int] | None = None) -> Iterator[State]:
@@ -211,6 +225,6 @@ def node_name(address: str, node: str) -> str:
     return f"{address} (node {node[:8]})"
 
 
-def refuse(node: str, reason: str) -> str:
+def refusal(node: str, reason: str) -> str:
     """Why a node trains nothing, as a sentence."""
     return f"{node} is refused: {reason}"

@@ -70,7 +70,7 @@ class StateFile:
         tensors, rest = run.saved()
         note = json.dumps({"identity": self.identity, "past": asdict(past), "rest": rest})
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(self.path, serialize(tensors, {KEY: note, "digest": _digest(note, tensors)}))
+        write_whole(self.path, serialize(tensors, {KEY: note, "digest": _digest(note, tensors)}), shared=True)
 
     def restore(self, run: Run) -> tuple[Past, str]:
         """Have ``run`` go on from the saved state.
