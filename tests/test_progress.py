@@ -18,7 +18,19 @@ progress = Progress("work", 10)
 progress.say("another")
 progress.shown -= 60
 progress.update(5, "detail")
+progress.clear()
 print("done")
+"""
+
+
+BAR = """
+import sys
+from resnet_cifar.progress import Progress
+sys.stderr.isatty = lambda: True
+progress = Progress("work", 10)
+progress.shown -= 60
+progress.update(5)
+progress.clear()
 """
 
 
@@ -54,6 +66,13 @@ def test_a_reader_that_is_gone_stops_no_work():
 def test_no_stderr_at_all_stops_no_work():
     done = work(subprocess.DEVNULL, close=True)
     assert (done.stdout, done.returncode) == ("done\n", 0)
+
+
+def test_a_bar_is_removed_where_something_else_is_to_be_printed():
+    done = subprocess.run([sys.executable, "-X", "utf8", "-c", BAR], stderr=subprocess.PIPE)
+    before, bar, after = done.stderr.decode().split("\r")
+    assert (before, after) == ("", "\x1b[K")
+    assert bar.startswith("██████████·········· work  50%  ")
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,8 @@ import re
 import shutil
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from conftest import changed, make_session, needs_native
 from resnet_cifar import settings, verification
 from resnet_cifar.cells import Cell, run_files
 from resnet_cifar.commands import cli
-from resnet_cifar.errors import InputError, TrainingError
+from resnet_cifar.errors import InputError
 from resnet_cifar.files import sha256
 from resnet_cifar.native import build, library, sets
 from resnet_cifar.native.engine import NativeEngine
@@ -29,7 +30,7 @@ from resnet_cifar.training import record
 from resnet_cifar.training.cell_run import CellRun
 from resnet_cifar.training.stop import Interrupted
 from resnet_cifar.training.train import train_cells
-from resnet_cifar.verification import Outcome, Verdict, last_evaluation
+from resnet_cifar.verification import Finding, Verdict, last_evaluation
 
 CELL, PLAIN = CELLS = [Cell("resnet", 1, 0), Cell("plain", 1, 0)]
 SETS = [each.name for each in sets.runnable(sets.FAST)]
@@ -64,14 +65,14 @@ def _quick_estimate(monkeypatch) -> None:
 
 
 @pytest.fixture
-def verify(study, tiny_data, runs, tmp_path) -> Callable[..., list[Outcome]]:
+def verify(study, tiny_data, runs, tmp_path) -> Callable[..., list[Finding]]:
     """Verify cells, by default one up to its first evaluation; ``verify.said`` are the lines."""
 
-    def run(*cells: Cell, last: int = 2, of: Study = study, **changes: object) -> list[Outcome]:
+    def run(*cells: Cell, last: int = 2, of: Study = study, **changes: object) -> list[Finding]:
         run.said.clear()
         chosen = dataclasses.replace(settings.read(), **{"simd": SETS[-1]} | changes)
         said = run.said.append
-        return verification.verify(of, cells or [CELL], last, tiny_data, runs, tmp_path / "scratch", chosen, said)
+        return list(verification.verify(of, cells or [CELL], last, tiny_data, runs, tmp_path / "scratch", chosen, said))
 
     run.said = []
     return run
@@ -107,25 +108,43 @@ def test_it_says_first_how_long_it_takes(verify):
     assert verify.said == [LENGTH.format("1 min 00 s")]
 
 
-def test_interrupted_it_goes_on(verify, tmp_path, monkeypatch, capsys):
+@contextmanager
+def stopped(cell: Cell, iteration: int) -> Iterator[None]:
+    """SIGTERM comes when a cell has so many iterations."""
     turn = CellRun.turn
 
-    def stop_at_four(self: CellRun) -> object:
-        if self.run.iteration == 4:
+    def stop(self: CellRun) -> object:
+        if (self.cell, self.run.iteration) == (cell, iteration):
             os.kill(os.getpid(), signal.SIGTERM)
         return turn(self)
 
-    monkeypatch.setattr(CellRun, "turn", stop_at_four)
-    with pytest.raises(Interrupted):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(CellRun, "turn", stop)
+        yield
+
+
+def test_interrupted_it_goes_on(verify, tmp_path, capsys):
+    with stopped(CELL, 4), pytest.raises(Interrupted):
         verify(last=6)
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "stopped" in line]
     assert line == "resnet-1-0: stopped at iteration 4; the same command goes on from there"
     assert len(states(tmp_path)) == 1
-    monkeypatch.undo()
-    monkeypatch.setattr(verification, "estimate", lambda *_: 60.0)
     (outcome,) = verify(last=6)
     assert outcome.verdict is Verdict.SAME
     assert "resnet-1-0: goes on from iteration 4" in capsys.readouterr().err
+    assert states(tmp_path) == []
+
+
+def test_a_shorter_verification_leaves_the_state_of_a_longer_one(verify, tmp_path, capsys):
+    with stopped(CELL, 4), pytest.raises(Interrupted):
+        verify(last=6)
+    (state,) = states(tmp_path)
+    before = state.read_bytes()
+    (outcome,) = verify(last=2)
+    assert outcome.sentence.startswith("resnet-1-0: same bytes at the evaluation at iteration 2; ")
+    assert state.read_bytes() == before
+    verify(last=6)
+    assert "goes on from iteration 4" in capsys.readouterr().err
     assert states(tmp_path) == []
 
 
@@ -292,15 +311,17 @@ def test_without_the_native_engine_nothing_is_trained(verify, monkeypatch):
     assert verify.said == []
 
 
-def test_two_at_once_are_one_sentence(verify, tmp_path, study, tiny_data):
+def test_a_cell_that_another_process_has_is_a_sentence_and_not_the_end_of_others(verify, tmp_path, study, tiny_data):
     verify()
     (scratch,) = (tmp_path / "scratch").iterdir()
     session = make_session(study, tiny_data, tmp_path, simd=SETS[-1])
     session.scratch = scratch
     run = CellRun(session, CELL)
-    with pytest.raises(TrainingError, match=r"^resnet-1-0: process \d+ trains it already"):
-        verify()
+    outcome, other = verify(CELL, PLAIN)
     run.lock.release()
+    assert outcome.verdict is Verdict.NOT_COMPARED
+    assert re.match(r"resnet-1-0 cannot be compared now: process \d+ trains it already", outcome.sentence)
+    assert other.verdict is Verdict.SAME
 
 
 # ---- The command
@@ -343,24 +364,45 @@ def test_the_command_verifies_the_smallest_network_and_says_first_how_long_it_ta
 def test_of_several_cells_the_command_prints_a_table(command, runs):
     rewrite(runs, lambda rows: rows[1].update(lr="0.3"), as_recorded=False)
     code, out, _ = command("--all", "--iterations", "5")
-    table, sentence = out.splitlines()[:3], out.splitlines()[3:]
+    *sentences, header, resnet, plain = out.splitlines()
     assert code == 1
-    assert table == [
+    assert [header, resnet, plain] == [
         "Cell        Network   Up to  Outcome",
         "resnet-1-0  ResNet-8      2  different bytes",
         "plain-1-0   Plain-8       4  same bytes",
     ]
-    assert len(sentence) == 1
-    assert sentence[0].startswith("resnet-1-0: different bytes; the first difference lies between iterations 2 and 4")
+    assert len(sentences) == 2
+    assert sentences[0].startswith("resnet-1-0: different bytes; the first difference lies between iterations 2 and 4")
+    assert sentences[1].startswith("plain-1-0: same bytes ")
 
 
-def test_what_cannot_be_compared_has_an_exit_code_of_its_own(command, runs, monkeypatch):
+def test_interrupted_in_its_second_cell_the_command_has_said_the_first_and_does_not_train_it_again(
+    command, tmp_path, monkeypatch
+):
+    with stopped(PLAIN, 2):
+        code, out, _ = command("--all", "--iterations", "6")
+    assert code == 128 + signal.SIGTERM
+    assert re.fullmatch(r"resnet-1-0: same bytes at each of 3 evaluations up to iteration 6; .+\n", out)
+    assert len(states(tmp_path)) == 2
+    trained = []
+    turn = CellRun.turn
+    monkeypatch.setattr(CellRun, "turn", lambda self: (trained.append(self.cell), turn(self))[1])
+    code, out, err = command("--all", "--iterations", "6")
+    assert (code, out.count(": same bytes ")) == (0, 2)
+    assert set(trained) == {PLAIN}
+    assert "plain-1-0: goes on from iteration 2" in err
+    assert states(tmp_path) == []
+
+
+def test_what_cannot_be_compared_has_an_exit_code_of_its_own_and_so_has_a_missing_engine(command, runs, monkeypatch):
     shutil.rmtree(runs / "resnet-1-0")
     code, out, _ = command("resnet-1-0")
     assert (code, out.startswith("resnet-1-0 has no finished run in runs: ")) == (3, True)
     monkeypatch.setenv("RESNET_CIFAR_SIMD", "none")
+    code, out, _ = command("--all")
+    assert (code, out.startswith("resnet-1-0 has no finished run in runs: ")) == (3, True)
     code, out, err = command("plain-1-0")
-    assert (code, out) == (3, "")
+    assert (code, out) == (4, "")
     assert err.startswith(
         "not compared: the native engine, whose bytes these are, cannot be used here (RESNET_CIFAR_SIMD"
     )

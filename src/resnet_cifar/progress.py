@@ -66,7 +66,13 @@ class Progress:
         if self.write_line:
             self.write_line(text)
         else:
-            _write(("\r\x1b[K" if self.terminal else "") + text + "\n")
+            self.clear()
+            _write(text + "\n")
+
+    def clear(self) -> None:
+        """Remove the bar, if there is one, where something else is to be printed."""
+        if self.terminal:
+            _write("\r\x1b[K")
 
 
 def say(text: str) -> None:

@@ -3,7 +3,8 @@
 The native engine's bytes are promised on every processor. So its runs alone are verified.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
@@ -21,6 +22,7 @@ from resnet_cifar.training.cell_run import CellRun
 from resnet_cifar.training.engines import load_native, native_arithmetic
 from resnet_cifar.training.record import AlteredError, Record, RecordError
 from resnet_cifar.training.session import Session
+from resnet_cifar.training.states import StateFile
 from resnet_cifar.training.stop import Interrupted, StopSignal
 
 
@@ -34,7 +36,7 @@ class Verdict(Enum):
 
 
 @dataclass(frozen=True)
-class Outcome:
+class Finding:
     """What came of a cell.
 
     Attributes
@@ -79,10 +81,11 @@ def verify(
     scratch: Path,
     settings: Settings,
     say: Callable[[str], None],
-) -> list[Outcome]:
+) -> Iterator[Finding]:
     """Train the beginnings of cells once more, by the native engine, and compare each evaluation with the finished run.
 
-    Nothing is written but in ``scratch``, from where an interrupted verification goes on.
+    Nothing is written but in ``scratch``, from where an interrupted verification goes on: the cells that it is done
+    with keep their states to its end.
 
     Parameters
     ----------
@@ -101,10 +104,10 @@ def verify(
     say : callable
         Gets the lines that a user should see beside the progress.
 
-    Returns
-    -------
-    list of Outcome
-        One a cell, in their order.
+    Yields
+    ------
+    Finding
+        One a cell, as soon as it is known: first what needs no training, then the others in their order.
 
     Raises
     ------
@@ -112,45 +115,51 @@ def verify(
         If the data set cannot be read.
     Unavailable
         If there is a cell to train, and the native engine cannot be used here.
-    TrainingError
-        If another process verifies a cell.
     Interrupted
         After SIGINT or SIGTERM, when the state is saved.
     """
-    read = {cell: _read(cell, runs) for cell in cells}
-    if not any(isinstance(found, Record) for found in read.values()):
-        return [found for found in read.values() if isinstance(found, Outcome)]
+    read = [_read(cell, runs) for cell in cells]
+    yield from (found for found in read if isinstance(found, Finding))
+    records = [found for found in read if isinstance(found, Record)]
+    if not records:
+        return
     library = load_native(settings, say)
     if not library:
         raise Unavailable("RESNET_CIFAR_SIMD is 'none'")
     # An engine of other sources begins anew: what is compared is what this one computes.
     scratch = scratch / f"verify-{library.path.stem}"
     session = Session(study, data, runs, scratch, replace(settings, device="cpu"), say)
-    fit = {cell: _check_question(session, found) for cell, found in read.items()}
-    waiting = [cell for cell, found in fit.items() if isinstance(found, Record)]
-    if waiting:
-        seconds = estimate(session.computer, study, waiting, last)
-        say(
-            f"{', '.join(map(str, waiting))}: to iteration {last:,} in about {clock(seconds)} on this CPU; "
-            "interrupted, the same command goes on where it was"
-        )
-    comparison = _Comparison(session, last, len(waiting))
-    with StopSignal() as stop:
-        return [comparison.compare(found, stop) if isinstance(found, Record) else found for found in fit.values()]
+    waiting = []
+    for found in records:
+        if reason := found.question.difference(session.question(found.cell)):
+            yield Finding(found.cell, Verdict.NOT_COMPARED, f"{found.cell} cannot be compared: {reason} as here.")
+        else:
+            waiting.append(found)
+    if not waiting:
+        return
+    to_train = [found.cell for found in waiting]
+    seconds = estimate(session.computer, study, to_train, last)
+    say(
+        f"{', '.join(map(str, to_train))}: to iteration {last:,} in about {clock(seconds)} on this CPU; "
+        "interrupted, the same command goes on where it was"
+    )
+    with StopSignal() as stop, ExitStack() as locks:
+        comparison = _Comparison(session, last, len(waiting), stop, locks)
+        for published in waiting:
+            yield comparison.compare(published)
+        for state in comparison.done:
+            state.remove()
 
 
-def describe(outcomes: Sequence[Outcome]) -> str:
-    """What came of one cell in a sentence; of several in a table, and the sentences of those that are not the same."""
-    if len(outcomes) == 1:
-        return outcomes[0].sentence
+def table(findings: Sequence[Finding]) -> str:
+    """What came of several cells, a line each."""
     rows = [("Cell", "Network", "Up to", "Outcome")]
-    rows += [(each.cell.name, each.cell.network, f"{each.iteration:,}", each.verdict.value) for each in outcomes]
+    rows += [(each.cell.name, each.cell.network, f"{each.iteration:,}", each.verdict.value) for each in findings]
     cell, network, iteration, _ = (max(map(len, column)) for column in zip(*rows, strict=True))
-    lines = [f"{row[0]:{cell}}  {row[1]:{network}}  {row[2]:>{iteration}}  {row[3]}" for row in rows]
-    return "\n".join([*lines, *(each.sentence for each in outcomes if each.verdict is not Verdict.SAME)])
+    return "\n".join(f"{row[0]:{cell}}  {row[1]:{network}}  {row[2]:>{iteration}}  {row[3]}" for row in rows)
 
 
-def _read(cell: Cell, runs: Path) -> Record | Outcome:
+def _read(cell: Cell, runs: Path) -> Record | Finding:
     """The record of a cell's run, or why it cannot be compared."""
     try:
         found = record.read(run_files(runs, cell))
@@ -158,79 +167,86 @@ def _read(cell: Cell, runs: Path) -> Record | Outcome:
         return _altered(cell, str(error))
     except RecordError as error:
         sentence = f"{cell} has no finished run in {runs}: {error}; `dvc pull train` fetches what is published."
-        return Outcome(cell, Verdict.NOT_COMPARED, sentence)
+        return Finding(cell, Verdict.NOT_COMPARED, sentence)
     if reason := found.arithmetic.difference(native_arithmetic()):
         sentence = (
             f"{cell} cannot be compared: {reason}; the native engine's runs can, with equal versions of its bits."
         )
-        return Outcome(cell, Verdict.NOT_COMPARED, sentence)
+        return Finding(cell, Verdict.NOT_COMPARED, sentence)
     return found
 
 
-def _check_question(session: Session, found: Record | Outcome) -> Record | Outcome:
-    """The same again, or that the run answers another question than would be asked here."""
-    if isinstance(found, Record) and (reason := found.question.difference(session.question(found.cell))):
-        return Outcome(found.cell, Verdict.NOT_COMPARED, f"{found.cell} cannot be compared: {reason} as here.")
-    return found
-
-
-def _altered(cell: Cell, reason: str) -> Outcome:
+def _altered(cell: Cell, reason: str) -> Finding:
     sentence = f"{cell} was altered after its training: {reason}; `dvc checkout --force` brings back what was recorded."
-    return Outcome(cell, Verdict.ALTERED, sentence)
+    return Finding(cell, Verdict.ALTERED, sentence)
 
 
 class _Comparison:
-    """The beginnings of cells, trained one after another and compared with the curves of their finished runs."""
+    """The beginnings of cells, trained one after another and compared with the curves of their finished runs.
 
-    def __init__(self, session: Session, last: int, cells: int) -> None:
-        self.session, self.last = session, last
+    ``locks`` keeps each cell's, so that until it is closed no other process goes on from a state of ``done``, which are
+    those that are of no more use when all cells are compared.
+    """
+
+    def __init__(self, session: Session, last: int, cells: int, stop: StopSignal, locks: ExitStack) -> None:
+        self.session, self.last, self.stop, self.locks = session, last, stop, locks
         self.progress = Progress("verifying", last * cells)
-        self.before = 0  # iterations of the cells that are done
+        self.before = 0  # iterations of the cells that are compared
+        self.done: list[StateFile] = []
 
-    def compare(self, published: Record, stop: StopSignal) -> Outcome:
+    def compare(self, published: Record) -> Finding:
         """Train a cell up to the last evaluation or to the first difference.
 
         Raises
         ------
         Interrupted
-            When ``stop`` has a signal and the state is saved.
+            When there was a signal and the state is saved.
         """
         cell = published.cell
+        trained = 0
         try:
             run = CellRun(self.session, cell)
         except TrainingError as error:
-            raise TrainingError(f"{cell}: {error}.") from None
-        try:
-            curve = run_files(self.session.runs, cell).history.read_text(errors="replace").splitlines()
-            if not _is_curve(curve, run):
-                return _altered(cell, "its history.csv is not the curve of a whole run")
-            self.progress.start += run.resumed
-            if run.left_aside:
-                self.progress.say(f"{cell}: begins anew; {run.left_aside}")
-            elif run.resumed:
-                self.progress.say(f"{cell}: goes on from iteration {run.resumed:,}")
-            outcome = self._walk(run, curve, published, stop)
-            run.state.remove()
-        finally:
-            run.lock.release()
-        self.before += run.run.iteration
-        self.progress.total -= self.last - run.run.iteration
-        return outcome
+            finding = Finding(cell, Verdict.NOT_COMPARED, f"{cell} cannot be compared now: {error}.")
+        else:
+            self.locks.callback(run.lock.release)
+            finding = self._train(run, published)
+            trained = min(run.run.iteration, self.last)
+        self.before += trained
+        self.progress.total -= self.last - trained
+        self.progress.clear()
+        return finding
 
-    def _walk(self, run: CellRun, curve: list[str], published: Record, stop: StopSignal) -> Outcome:
-        """``curve`` are the lines of the finished run's history.csv, of which the first names the columns."""
+    def _train(self, run: CellRun, published: Record) -> Finding:
+        curve = run_files(self.session.runs, run.cell).history.read_text(errors="replace").splitlines()
+        if not _is_curve(curve, run):
+            return _altered(run.cell, "its history.csv is not the curve of a whole run")
+        self.progress.start += min(run.resumed, self.last)
+        if run.left_aside:
+            self.progress.say(f"{run.cell}: begins anew; {run.left_aside}")
+        elif 0 < run.resumed < self.last:
+            self.progress.say(f"{run.cell}: goes on from iteration {run.resumed:,}")
+        finding = self._walk(run, [curve[0], *(row for row in curve[1:] if _iteration(row) <= self.last)], published)
+        with suppress(OSError):  # it is compared; without its state it would be trained again, no more
+            run.stop()
+        if run.resumed <= self.last:  # else the state is that of a verification that goes further
+            self.done.append(run.state)
+        return finding
+
+    def _walk(self, run: CellRun, curve: list[str], published: Record) -> Finding:
+        """``curve`` are the lines of the finished run's history.csv up to ``last``; the first names the columns."""
         while True:
             ours = run.run.history().splitlines()
             for line, (mine, its) in enumerate(zip(ours, curve, strict=False)):
                 if mine != its:
                     return self._different(published, curve, line, f"other values of {_columns(curve[0], mine, its)}")
             if run.run.whole and run.run.iteration >= self.last:
-                return self._same(published, curve[: len(ours)])
-            if stop.received:
+                return self._same(published, curve)
+            if self.stop.received:
                 run.stop()
                 at = f"{run.run.iteration:,}"
                 self.progress.say(f"{run.cell}: stopped at iteration {at}; the same command goes on from there")
-                raise Interrupted(stop.received)
+                raise Interrupted(self.stop.received)
             try:
                 run.turn()
             except DivergedError as error:
@@ -238,7 +254,7 @@ class _Comparison:
                 return self._different(published, curve, len(ours), what)
             self.progress.update(self.before + run.run.iteration, f"{run.cell} iteration {run.run.iteration:,}")
 
-    def _same(self, published: Record, curve: list[str]) -> Outcome:
+    def _same(self, published: Record, curve: list[str]) -> Finding:
         iteration, points = _iteration(curve[-1]), len(curve) - 1
         there, here = published.circumstances, self.session.computer.circumstances()
         where = f"each of {points} evaluations up to" if points > 1 else "the evaluation at"
@@ -246,9 +262,9 @@ class _Comparison:
             f"{published.cell}: same bytes at {where} iteration {iteration:,}; trained on {there.device} with "
             f"{there.simd}, here on {here.device} with {here.simd}."
         )
-        return Outcome(published.cell, Verdict.SAME, sentence, iteration)
+        return Finding(published.cell, Verdict.SAME, sentence, iteration)
 
-    def _different(self, published: Record, curve: list[str], line: int, what: str) -> Outcome:
+    def _different(self, published: Record, curve: list[str], line: int, what: str) -> Finding:
         """``line`` is that of the first evaluation that differs, ``what`` is here not as it is there."""
         before, after = _iteration(curve[line - 1]) if line > 1 else 0, _iteration(curve[line])
         differences = published.circumstances.differences(self.session.computer.circumstances())
@@ -257,7 +273,7 @@ class _Comparison:
             f"{published.cell}: different bytes; the first difference lies between iterations {before:,} and "
             f"{after:,}, where this machine has {what}. The run's machine {machine}."
         )
-        return Outcome(published.cell, Verdict.DIFFERENT, sentence, before)
+        return Finding(published.cell, Verdict.DIFFERENT, sentence, before)
 
 
 def _is_curve(lines: list[str], run: CellRun) -> bool:

@@ -13,7 +13,9 @@ def main() -> None:
 
 def _main() -> None:
     parser = argparse.ArgumentParser(
-        prog="resnet-cifar", description="Many cells and several studies, recorded in DVC; and their bytes again."
+        prog="resnet-cifar",
+        description="Train many cells and keep several studies in DVC, and check that published runs come out with the "
+        "same bytes here.",
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for command in (sweep, study, verify):

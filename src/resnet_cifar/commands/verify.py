@@ -12,6 +12,7 @@ from resnet_cifar.progress import say
 from resnet_cifar.training.stop import Interrupted
 
 NOT_COMPARED = 3
+UNAVAILABLE = 4
 
 DESCRIPTION = """\
 Train the beginning of a finished run once more, on a CPU with the native engine, and compare each evaluation on the way
@@ -30,8 +31,9 @@ examples:
 exit code:
   0  all bytes are the same
   1  some differ, or a run's files were altered
-  {NOT_COMPARED}  nothing differs, but a cell could not be compared: its run is missing or not the native engine's, or
-     that engine cannot be used here
+  {NOT_COMPARED}  nothing differs, but a cell could not be compared: its run is missing, has other parameters or data,
+     or is not of this version of the native engine; or another process has the cell
+  {UNAVAILABLE}  the native engine cannot be used here, as without a C++ compiler
 
 {settings.explain("RESNET_CIFAR_SAVE_EVERY", "RESNET_CIFAR_SIMD", "RESNET_CIFAR_THREADS")}"""
 
@@ -63,21 +65,25 @@ def _run(args: argparse.Namespace) -> None:
     chosen = known if args.all else select(args.cells, known) or [min(known, key=lambda cell: cell.n)]
 
     from resnet_cifar.sweep.checkout import DATA, RUNS, SCRATCH  # here, since torch takes seconds to come
-    from resnet_cifar.verification import Verdict, describe, last_evaluation, verify
+    from resnet_cifar.verification import Verdict, last_evaluation, table, verify
 
     last = last_evaluation(study, args.iterations)
+    findings, otherwise = [], 0
     try:
-        outcomes = verify(study, chosen, last, DATA, RUNS, SCRATCH, settings.read(), say)
+        for finding in verify(study, chosen, last, DATA, RUNS, SCRATCH, settings.read(), say):
+            print(finding.sentence, flush=True)
+            findings.append(finding)
     except Unavailable as error:
         say(
             f"not compared: the native engine, whose bytes these are, cannot be used here ({error}). It needs Linux, a "
             "processor with AVX2, AVX-512 or NEON, and a C++ compiler such as g++."
         )
-        sys.exit(NOT_COMPARED)
+        otherwise = UNAVAILABLE
     except Interrupted as interrupted:
         sys.exit(128 + interrupted.signum)
-    print(describe(outcomes))
-    found = {outcome.verdict for outcome in outcomes}
+    if len(findings) > 1:
+        print(table(findings))
+    found = {finding.verdict for finding in findings}
     if found & {Verdict.DIFFERENT, Verdict.ALTERED}:
         sys.exit(1)
-    sys.exit(NOT_COMPARED if Verdict.NOT_COMPARED in found else 0)
+    sys.exit(NOT_COMPARED if Verdict.NOT_COMPARED in found else otherwise)
