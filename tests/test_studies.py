@@ -4,6 +4,7 @@ import copy
 import fcntl
 import hashlib
 import inspect
+import re
 import shutil
 import signal
 import subprocess
@@ -19,6 +20,7 @@ from clone import Clone, ran
 from conftest import ROOT
 from dvc.config import Config
 from dvc.data_cloud import DataCloud
+from dvc.exceptions import DvcException
 from dvc.fs import generic
 from dvc.stage import cache
 from dvc.stage.serialize import to_single_stage_lockfile
@@ -27,7 +29,7 @@ from test_report import make_results, read, study_of
 from resnet_cifar.errors import InputError
 from resnet_cifar.report import tables
 from resnet_cifar.studies import index, remote
-from resnet_cifar.studies.keep import LOCK, STUDIES, keep
+from resnet_cifar.studies.keep import LOCK, STUDIES, _alone, keep
 from resnet_cifar.sweep import checkout
 
 TINY = """\
@@ -96,22 +98,24 @@ def clone(tmp_path_factory) -> Iterator[Clone]:
 
 @pytest.fixture(scope="module")
 def kept(clone) -> Clone:
-    """After `tiny` was kept and committed, at the second attempt: at the first, the remote could not be written.
+    """After `tiny` was kept and committed, at the second attempt: at the first, the remote was full after some files.
 
     Its networks were trained elsewhere, and are not trained again.
     """
     before = files(Path("reports"))
-    blocked = Path("scratch/blocked")
-    blocked.write_text("")
-    Path(".dvc/config.local").write_text(f"['remote \"store\"']\n    url = {blocked.resolve()}/store\n")
     elsewhere = Path("scratch/elsewhere")
     clone.compose("preset=tiny")
     clone.run(sys.executable, "stages/train.py", "--runs", str(elsewhere), "--cells", "plain-1-1")
     clone.compose("model.n=1")
-    with pytest.raises((InputError, OSError)):
-        keep("tiny", elsewhere, silent)
-    Path(".dvc/config.local").unlink()
-    assert unsaved(clone) == set()
+
+    def full(*_: object) -> None:
+        raise DvcException("it is full")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(remote, "_push_entry", full)
+        with pytest.raises(InputError, match="could not be pushed to the remote: it is full"):
+            keep("tiny", elsewhere, silent)
+    assert unsaved(clone) == {"store/"}
     assert files(Path("reports")) == before
     first = trained(MADE / LOCK)
     assert first == {"train@plain-1-1": hashlib.md5((elsewhere / "plain-1-1/run.json").read_bytes()).hexdigest()}
@@ -169,7 +173,7 @@ def test_elsewhere_it_is_restored_and_not_trained(kept, tmp_path):
         name: content for name, content in there.items() if name not in ("params.yaml", LOCK)
     }
     other.run("git", "checkout", ".")
-    other.run("git", "clean", "-fd", "reports")
+    other.run("git", "clean", "-fd", "reports", "-e", "studies")
     assert unsaved(other) == set()
 
 
@@ -192,26 +196,68 @@ def test_an_edit_that_changes_no_byte_is_kept_anew_without_training(kept):
     kept.save()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_interrupted_it_waits_until_what_runs_has_saved(tmp_path, number):
-    """As when cells are in training: Ctrl-C, or the end of a job."""
+STAND_IN = """\
+import pathlib, signal, time
+
+signal.signal(signal.SIGTERM, signal.default_int_handler)
+try:
+    pathlib.Path("began").touch()
+    time.sleep(60)
+except KeyboardInterrupt:
+    pathlib.Path("asked").touch()
+    while not pathlib.Path("may_end").exists():
+        time.sleep(0.02)
+    pathlib.Path("saved").touch()
+"""
+HOLDING = """\
+from pathlib import Path
+from resnet_cifar.errors import exit_with
+from resnet_cifar.studies import keep
+
+with keep._alone(Path("made")) as lock:
+    exit_with(lambda: keep._run(Path("."), lock, "dvc"))
+"""
+
+
+@pytest.fixture
+def running(tmp_path) -> Iterator[subprocess.Popen]:
+    """A process in a folder of its own that holds a study's lock and runs what takes cells in training for DVC."""
     (tmp_path / "src").mkdir()
-    (tmp_path / "src/dvc.py").write_text(
-        "import pathlib, sys, time\n"
-        "try:\n    pathlib.Path('began').touch()\n    time.sleep(60)\n"
-        "except KeyboardInterrupt:\n    time.sleep(0.3)\n    pathlib.Path('saved').touch()\n"
-    )
-    code = (
-        "from pathlib import Path; from resnet_cifar.errors import exit_with; from resnet_cifar.studies import keep\n"
-        "exit_with(lambda: keep._run(Path('.'), 'dvc'))"
-    )
-    with subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
-        while not (tmp_path / "began").exists():
-            assert process.poll() is None
-            time.sleep(0.02)
-        process.send_signal(number)
-        process.wait()
-    assert process.returncode == 128 + number
+    (tmp_path / "src/dvc.py").write_text(STAND_IN)
+    with subprocess.Popen([sys.executable, "-c", HOLDING], cwd=tmp_path) as process:
+        appears(tmp_path / "began")
+        yield process
+        (tmp_path / "may_end").touch()
+
+
+def appears(path: Path) -> None:
+    end = time.monotonic() + 60
+    while not path.exists():
+        assert time.monotonic() < end, path
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_it_waits_until_what_runs_has_saved(running, tmp_path, number):
+    """As when cells are in training: Ctrl-C, or the end of a job."""
+    running.send_signal(number)
+    appears(tmp_path / "asked")
+    assert running.poll() is None
+    (tmp_path / "may_end").touch()
+    assert running.wait() == 128 + number
+    assert (tmp_path / "saved").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGHUP])
+def test_killed_it_takes_what_runs_along_which_holds_the_lock_until_it_has_saved(running, tmp_path, number):
+    running.send_signal(number)
+    assert running.wait() == -number
+    appears(tmp_path / "asked")
+    with pytest.raises(InputError, match="another process is making the study made"), _alone(tmp_path / "made"):
+        pass
+    (tmp_path / "may_end").touch()
+    with (tmp_path / "made.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # waits
     assert (tmp_path / "saved").exists()
 
 
@@ -225,10 +271,29 @@ def test_a_checkout_with_changes_is_refused(clone):
         keep("tiny", None, silent)
     with (
         clone.edited(["conf/config.yaml"]),
-        pytest.raises(InputError, match=r"\(conf/config\.yaml and 1 more\).*`git checkout \. && git clean -fd reports"),
+        pytest.raises(InputError, match=r"\(conf/config\.yaml and 1 more\)"),
     ):
         keep("tiny", None, silent)
     new.unlink()
+    assert unsaved(clone) == set()
+
+
+def test_what_undoes_an_experiment_leaves_a_study_that_was_kept(clone):
+    study, figure = STUDIES / "own/metrics.md", Path("reports/figures/new.svg")
+    for path in (study, figure):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("")
+    with pytest.raises(InputError, match=r"^commit the study you kept \(reports/studies/own/metrics\.md\): [^`]*$"):
+        keep("tiny", None, silent)
+    kept = study.rename("scratch/own.md")
+    with pytest.raises(InputError, match="After an experiment") as refused:
+        keep("tiny", None, silent)
+    kept.rename(study)
+    (command,) = re.findall(r"`(git checkout .*) && dvc checkout`", str(refused.value))
+    assert command in " ".join((ROOT / "README.md").read_text().split())
+    clone.run("sh", "-c", command)
+    assert (study.exists(), figure.exists()) == (True, False)
+    shutil.rmtree(study.parent)
     assert unsaved(clone) == set()
 
 
@@ -247,6 +312,11 @@ def test_two_at_once_are_refused():
         fcntl.flock(file, fcntl.LOCK_EX)
         with pytest.raises(InputError, match="another process is making the study tiny"):
             keep("tiny", None, silent)
+
+
+def test_studies_whose_names_differ_behind_a_dot_do_not_wait_for_each_other(tmp_path):
+    with _alone(tmp_path / "lr0.01"), _alone(tmp_path / "lr0.05"):
+        assert {path.name for path in tmp_path.iterdir()} == {"lr0.01.lock", "lr0.05.lock"}
 
 
 def test_without_a_remote_it_says_which_command_sets_one(clone):
@@ -368,23 +438,28 @@ def test_a_learning_rate_is_one_parameter(page):
     assert row[1] == "`lr` 0.05 instead of 0.1"
 
 
-def test_whether_initialisation_explains_the_article(page):
+@pytest.mark.parametrize(
+    ("of_56", "said"),
+    [
+        ((9.8, 9.9, 10), "+0.90 (95% interval 0.65 to 1.15), so it may explain that.\n"),
+        ((9.5, 10, 10.5), "+1.00 (95% interval -0.24 to 2.24), which shows no effect.\n"),  # though 0.91 is in it
+    ],
+)
+def test_whether_initialisation_explains_the_article(page, of_56, said):
     """7.884 - 6.97 = 0.91 for ResNet-56, 8.586 - 8.75 = -0.16 for ResNet-20."""
-    text = page("article", errors("resnet-3", 10.1, 10.6, 11.1) | errors("resnet-9", 9.5, 10, 10.5), "preset=article")
-    said = text.partition("Whether initialisation explains")[2]
+    values = errors("resnet-3", 10.1, 10.6, 11.1) | errors("resnet-9", *of_56)
+    found = page("article", values, "preset=article").partition("Whether initialisation")[2]
+    ours = "points from the paper's. PyTorch's initialisation moves ours, after 8,000, by "
     assert (
-        "- ResNet-20: the article's error is -0.16 points from the paper's. PyTorch's initialisation moves ours by "
+        f"- ResNet-20: after 64,000 iterations the article's error is -0.16 {ours}"
         "+0.10 (95% interval 0.10 to 0.10), so it does not explain that alone.\n"
-    ) in said
-    assert (
-        "- ResNet-56: the article's error is +0.91 points from the paper's. PyTorch's initialisation moves ours by "
-        "+1.00 (95% interval -0.24 to 2.24), so it may explain that.\n"
-    ) in said
+    ) in found
+    assert f"- ResNet-56: after 64,000 iterations the article's error is +0.91 {ours}{said}" in found
 
 
 def test_one_pair_of_runs_shows_nothing(page):
     text = page("article", errors("resnet-9", 9.5), "preset=article", "model.n=9", "train.seeds=0")
-    assert "moves ours by +0.50, in one pair of runs, which shows nothing." in text
+    assert "moves ours, after 8,000, by +0.50, in one pair of runs, which shows nothing." in text
 
 
 def test_of_the_precision_the_one_in_force_counts(page, tmp_path):

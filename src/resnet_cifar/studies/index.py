@@ -27,8 +27,9 @@ COMPARED = """\
 ## One parameter changed
 
 Two studies that differ in one parameter, of which the second has the paper's value. Differences are paired: of each
-seed the two networks drew the same random numbers and, unless images are held out, saw the same batches. The interval
-is Student's t of the differences; where it holds 0, the runs show no effect.
+seed the two networks saw the same batches, crops and flips (unless images are held out, or `batch_size` is what
+changed), and began with the same weights unless `shortcut` or `initialization` is what changed. The interval is
+Student's t of the differences; where it holds 0, the runs show no effect.
 """
 
 
@@ -68,20 +69,25 @@ class Comparison:
             yield str(network), rows, summarize(rows["test_error"] - rows["test_error_base"])
 
 
-def render(folder: Path) -> str:
+def render(folder: Path, new: Path | None = None) -> str:
     """The page.
 
     Parameters
     ----------
     folder : Path
         Holds a folder for each study.
+    new : Path, optional
+        A study's folder that is to stand there too, in place of the one of its name.
 
     Raises
     ------
     InputError
         If one of them is not what a study leaves.
     """
-    kept = [_read(path.parent) for path in sorted(folder.glob("*/params.yaml"))]
+    folders = {path.parent.name: path.parent for path in folder.glob("*/params.yaml")}
+    if new:
+        folders[new.name] = new
+    kept = [_read(folders[name]) for name in sorted(folders)]
     parts = [HEAD, _table(kept) + "\n" if kept else ""]
     if comparisons := list(compare(kept)):
         parts += [COMPARED, _comparison_table(comparisons) + "\n", _article(comparisons)]
@@ -185,8 +191,9 @@ def _article(comparisons: list[Comparison]) -> str:
     published = pd.read_csv(PUBLISHED).pivot_table(index="network", columns="source", values="error")
     gaps = (published["article"] - published["paper"]).dropna()
     lines = [
-        f"- {network}: the article's error is {gaps[network]:+.2f} points from the paper's. PyTorch's initialisation "
-        f"moves ours by {summary.mean:+.2f}{_verdict(summary, gaps[network])}."
+        f"- {network}: after {paper.RECIPE.iterations:,} iterations the article's error is {gaps[network]:+.2f} points "
+        f"from the paper's. PyTorch's initialisation moves ours, after {each.one.study.train.iterations:,}, by "
+        f"{summary.mean:+.2f}{_verdict(summary, gaps[network])}."
         for each in comparisons
         if (each.parameter, each.value) == ("initialization", "pytorch")
         for network, _, summary in each.differences()
@@ -194,14 +201,17 @@ def _article(comparisons: list[Comparison]) -> str:
     ]
     if not lines:
         return ""
-    return "\n".join(
-        ["Whether initialisation explains the article's errors, which are of the whole schedule:\n", *lines, ""]
-    )
+    return "\n".join(["Whether initialisation explains the article's errors:\n", *lines, ""])
 
 
 def _verdict(summary: Summary, gap: float) -> str:
     if summary.interval is None:
         return ", in one pair of runs, which shows nothing"
     low, high = summary.interval
-    explains = "so it may explain that" if low <= gap <= high else "so it does not explain that alone"
-    return f" (95% interval {interval(summary.interval)}), {explains}"
+    if low <= 0 <= high:
+        says = "which shows no effect"
+    elif low <= gap <= high:
+        says = "so it may explain that"
+    else:
+        says = "so it does not explain that alone"
+    return f" (95% interval {interval(summary.interval)}), {says}"

@@ -11,9 +11,9 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +27,10 @@ from resnet_cifar import params
 from resnet_cifar.errors import InputError
 from resnet_cifar.params import Study
 from resnet_cifar.studies import index
-from resnet_cifar.studies.remote import STAGES, check_remote, configure, push
+from resnet_cifar.studies.remote import STAGES, configure, find_remote, push
 from resnet_cifar.sweep.checkout import SCRATCH, check_checkout
 from resnet_cifar.sweep.ledger import subprocess_environment
+from resnet_cifar.training.stop import end_with_parent
 
 PRESETS = Path("conf/preset")
 STUDIES = Path("reports/studies")
@@ -57,31 +58,38 @@ def keep(name: str, source: Path | None, say: Say) -> None:
     Raises
     ------
     InputError
-        If there is no such preset, the checkout has changes that are not committed, or a step fails. The checkout is
-        then as it was; what is trained stays in the clone, and the same call goes on from there.
+        If there is no such preset, the checkout has changes that are not committed, or a step fails. Nothing is then
+        kept; what is trained stays in the clone and what is pushed in the remote, also where that lies in the
+        checkout, and the same call goes on from there.
     """
     check_checkout()
     _check_name(name)
-    _check_clean()
-    check_remote()
+    remote = find_remote()
     source = source.resolve() if source else None
-    with _alone(name) as folder:
-        clone = _bring_up_to_date(folder)
+    clone = SCRATCH / "studies" / name
+    with _alone(clone) as lock:
+        _check_clean(remote, goes_on=clone.exists())
+        _bring_up_to_date(clone)
         study = _compose(name, clone)
-        _run(clone, DVC, "checkout", "--quiet", "--allow-missing", "download", "preprocess")
+        run = partial(_run, clone, lock)
+        run(DVC, "checkout", "--quiet", "--allow-missing", "download", "preprocess")
         kept = STUDIES / name / LOCK
         if kept.exists():  # its networks, under whatever code they were recorded
             dump_yaml(clone / LOCK, _merged(clone / LOCK, kept))
-            _run(clone, DVC, "pull", "--quiet", "--allow-missing", "train")
+            run(DVC, "pull", "--quiet", "--allow-missing", "train")
         if source:
-            _run(clone, SWEEP, "--from", str(source))
-        _run(clone, SWEEP)
-        _run(clone, DVC, "repro", "--quiet", "--pull")
+            run(SWEEP, "--from", str(source))
+        run(SWEEP)
+        run(DVC, "repro", "--quiet", "--pull")
+        new = _lay_out(clone, study, name)
+        page = index.render(STUDIES, new)
         say(f"{name}: its networks go to the remote")
         push(clone)
-        _copy(clone, study, STUDIES / name)
-        (STUDIES / INDEX).write_text(index.render(STUDIES), encoding="utf-8")
-        shutil.rmtree(clone)
+        shutil.rmtree(STUDIES / name, ignore_errors=True)
+        STUDIES.mkdir(parents=True, exist_ok=True)
+        shutil.move(new, STUDIES / name)
+        (STUDIES / INDEX).write_text(page, encoding="utf-8")
+        _remove(clone)
     say(f"{name} is kept in {STUDIES / name}: commit it, with the remote's files if they lie in the repository")
 
 
@@ -93,44 +101,62 @@ def _check_name(name: str) -> None:
         raise InputError(f"{name} is the study that reports/metrics.md shows: another one can be kept beside it.")
 
 
-def _check_clean() -> None:
-    changed = _git(Path(), "status", "--porcelain").splitlines()
-    if changed:
-        more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
+def _check_clean(remote: Path | None, goes_on: bool) -> None:
+    """Raise :class:`InputError` if git has not all of the checkout; a study that goes on may have left files there."""
+    listed = _git(Path(), "status", "--porcelain", "-z", "--no-renames", "--untracked-files=all")
+    changed = [Path(entry[3:]) for entry in listed.split("\0") if entry]
+    kept = [path for path in changed if any(path.is_relative_to(made) for made in (STUDIES, remote) if made)]
+    if kept and not goes_on:  # before all else: what undoes an experiment would undo this
+        raise InputError(f"commit the study you kept ({_first(kept)}): a study is made from what is committed.")
+    if others := [path for path in changed if path not in kept]:
         raise InputError(
-            f"the checkout has changes that are not committed ({changed[0][3:]}{more}): commit or stash them, because "
-            "a study is made from what is committed. After an experiment, `git checkout . && git clean -fd reports && "
-            "dvc checkout` returns."
+            f"the checkout has changes that are not committed ({_first(others)}): commit or stash them, because "
+            "a study is made from what is committed. After an experiment, `git checkout . && git clean -fd reports "
+            "-e studies && dvc checkout` returns."
         )
 
 
+def _first(paths: list[Path]) -> str:
+    return f"{paths[0]} and {len(paths) - 1} more" if len(paths) > 1 else str(paths[0])
+
+
 @contextmanager
-def _alone(name: str) -> Iterator[Path]:
-    """Hold the folder of a study's clone against another process; give it."""
-    folder = SCRATCH / "studies" / name
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with folder.with_suffix(".lock").open("w") as file:
+def _alone(clone: Path) -> Iterator[int]:
+    """Hold a study's clone against another process; give the lock's file descriptor, which shares it."""
+    clone.parent.mkdir(parents=True, exist_ok=True)
+    with _beside(clone, ".lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise InputError(
-                f"another process is making the study {name} in this checkout: wait for its end."
+                f"another process is making the study {clone.name} in this checkout: wait for its end."
             ) from None
-        yield folder
+        yield file.fileno()
 
 
-def _bring_up_to_date(folder: Path) -> Path:
-    """A clone in which everything committed is as in this checkout; what an interrupted call trained in it stays."""
+def _beside(clone: Path, ending: str) -> Path:
+    return clone.with_name(clone.name + ending)  # with_suffix would make one of lr0.1 and lr0.2
+
+
+def _bring_up_to_date(clone: Path) -> None:
+    """Make everything committed in the clone as in this checkout; what an interrupted call trained in it stays."""
     here = str(Path.cwd())
-    if not folder.exists():
-        arriving = folder.with_suffix(".part")
-        shutil.rmtree(arriving, ignore_errors=True)
-        _git(Path(), "clone", "--quiet", "--no-checkout", here, str(arriving))
-        arriving.rename(folder)
-    _git(folder, "fetch", "--quiet", here, "HEAD")
-    _git(folder, "checkout", "--quiet", "--force", "--detach", "FETCH_HEAD")
-    configure(folder)
-    return folder
+    if not clone.exists():
+        part = _beside(clone, ".part")
+        shutil.rmtree(part, ignore_errors=True)
+        _git(Path(), "clone", "--quiet", "--no-checkout", here, str(part))
+        part.rename(clone)
+    _git(clone, "fetch", "--quiet", here, "HEAD")
+    _git(clone, "checkout", "--quiet", "--force", "--detach", "FETCH_HEAD")
+    configure(clone)
+
+
+def _remove(clone: Path) -> None:
+    """Remove it as a whole: in what is left of one, git would take the checkout around it for the repository."""
+    part = _beside(clone, ".part")
+    shutil.rmtree(part, ignore_errors=True)
+    clone.rename(part)
+    shutil.rmtree(part)
 
 
 def _compose(name: str, clone: Path) -> Study:
@@ -143,21 +169,19 @@ def _compose(name: str, clone: Path) -> Study:
     return params.load(clone / PARAMS)
 
 
-def _copy(clone: Path, study: Study, folder: Path) -> None:
-    """Put the report, the parameters and the study's part of the lock file in place of what ``folder`` was."""
-    STUDIES.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=STUDIES, prefix=".new-") as made:
-        new = Path(made) / folder.name
-        new.mkdir()
-        for name in REPORT:
-            path = clone / "reports" / name
-            (shutil.copytree if path.is_dir() else shutil.copyfile)(path, new / name)
-        shutil.copyfile(clone / PARAMS, new / PARAMS)
-        lock = _read(clone / LOCK)
-        own = {f"{stage}@{cell}" for stage in STAGES for cell in study.list_cells()}
-        dump_yaml(new / LOCK, lock | {"stages": {key: lock["stages"][key] for key in lock["stages"] if key in own}})
-        shutil.rmtree(folder, ignore_errors=True)
-        new.rename(folder)
+def _lay_out(clone: Path, study: Study, name: str) -> Path:
+    """Make, in the clone, the folder that is kept: report, parameters, and the study's part of the lock file."""
+    new = clone / SCRATCH / "kept" / name
+    shutil.rmtree(new, ignore_errors=True)  # of a call that ended before its end
+    new.mkdir(parents=True)
+    for file in REPORT:
+        path = clone / "reports" / file
+        (shutil.copytree if path.is_dir() else shutil.copyfile)(path, new / file)
+    shutil.copyfile(clone / PARAMS, new / PARAMS)
+    lock = _read(clone / LOCK)
+    own = {f"{stage}@{cell}" for stage in STAGES for cell in study.list_cells()}
+    dump_yaml(new / LOCK, lock | {"stages": {key: lock["stages"][key] for key in lock["stages"] if key in own}})
+    return new
 
 
 def _merged(lock: Path, other: Path) -> dict[str, Any]:
@@ -178,8 +202,11 @@ def _git(folder: Path, *arguments: str) -> str:
     return done.stdout
 
 
-def _run(clone: Path, command: str, *arguments: str) -> None:
-    """Run one of the commands with the clone's code; when this process is interrupted, wait until it has saved."""
+def _run(clone: Path, lock: int, command: str, *arguments: str) -> None:
+    """Run one of the commands with the clone's code; when this process is interrupted, wait until it has saved.
+
+    When this process is killed, the command ends by itself, and holds the lock until it has.
+    """
     environment = subprocess_environment()
     path = [str((clone / "src").resolve()), *filter(None, [environment.get("PYTHONPATH")])]
     with subprocess.Popen(
@@ -187,6 +214,8 @@ def _run(clone: Path, command: str, *arguments: str) -> None:
         cwd=clone,
         env=environment | {"PYTHONPATH": os.pathsep.join(path)},
         start_new_session=True,  # Ctrl-C reaches this process alone, which passes it on once
+        pass_fds=[lock],
+        preexec_fn=end_with_parent,
     ) as child:
         try:
             code = child.wait()

@@ -27,15 +27,23 @@ def configure(clone: Path) -> None:
         local["cache"]["dir"] = repo.cache.legacy.path
 
 
-def check_remote() -> None:
-    """Raise :class:`InputError` if the working directory's repository has no default remote."""
+def find_remote() -> Path | None:
+    """The folder of the default remote, from the working directory, if it lies in it.
+
+    Raises
+    ------
+    InputError
+        If the working directory's repository has no default remote.
+    """
     with Repo() as repo:
         try:
-            repo.cloud.get_remote(command="push")
+            remote = repo.cloud.get_remote(command="push")
         except NoRemoteError:
             raise InputError(
                 "DVC has no default remote, in which a study's networks are kept: `dvc remote default NAME` sets one."
             ) from None
+    folder, here = Path(remote.path).resolve(), Path.cwd().resolve()
+    return folder.relative_to(here) if remote.fs.protocol == "local" and folder.is_relative_to(here) else None
 
 
 def push(clone: Path) -> None:
