@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from resnet_cifar.numerics.data import Split, pixel_values, scaled
 from resnet_cifar.numerics.models import BatchNorm, CifarResNet
 
-IMAGES = 1000
+IMAGES = 200
 BATCH = 100
 DECIMALS = 4
 
@@ -18,7 +18,7 @@ DECIMALS = 4
 def layer_responses(model: CifarResNet, split: Split) -> list[float]:
     """The standard deviation of each 3x3 layer's response, after batch normalisation, before nonlinearity and addition.
 
-    Over all pixels and channels of the split's first 1,000 images, by the running statistics. Computed in float64 on
+    Over all pixels and channels of the split's first 200 images, by the running statistics. Computed in float64 on
     the CPU, whatever trained the network, and rounded to four decimals: another processor or number of threads moves a
     value by less than 1e-14, so that fewer than one in a billion are rounded otherwise.
 

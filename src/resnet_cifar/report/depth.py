@@ -114,7 +114,7 @@ def describe_responses(outcome: Outcome) -> str:
         for n in sorted(outcome.cells["n"].unique())
     ]
     return (
-        "Standard deviation of each 3x3 layer's response on the first 1,000 test images, after batch normalisation and "
+        "Standard deviation of each 3x3 layer's response on the first 200 test images, after batch normalisation and "
         f"before nonlinearity and addition, {_runs(outcome)}. The mean over all layers, plain and residual: "
         f"{', '.join(depths)}."
     )
