@@ -136,7 +136,7 @@ class UsualLoop:
 @contextmanager
 def _defaults(computer: Computer) -> Iterator[None]:
     """What people run with: any algorithm, the fastest by trial, and TF32."""
-    torch.use_deterministic_algorithms(False)
+    torch.set_deterministic_debug_mode("default")
     torch.backends.cudnn.benchmark = torch.backends.cudnn.allow_tf32 = True
     try:
         yield

@@ -1,6 +1,7 @@
 """A copy of the working tree as a repository of its own, with a tiny data set in the real format."""
 
 import copy
+import fcntl
 import json
 import os
 import re
@@ -11,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
 import yaml
 from conftest import ROOT, compose_to
 from tiny import write_tiny_cifar10
@@ -44,6 +46,23 @@ class Clone:
         write_tiny_cifar10(folder / "data/raw")
         self.dvc("commit", "--force", "download")
         self.save()
+
+    @classmethod
+    def reproduced(cls, factory: pytest.TempPathFactory) -> "Clone":
+        """After a first `dvc repro`, made once for all workers, of which each gets a copy: all want the same engine."""
+        base = factory.getbasetemp()
+        origin = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "reproduced"
+        with origin.with_suffix(".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not origin.exists():
+                made = cls(factory.mktemp("first") / "clone")
+                output = made.dvc("repro")
+                assert ran(output) == ["preprocess", "train@resnet-1-0", "evaluate@resnet-1-0", "report"]
+                made.save()
+                made.folder.rename(origin)
+        made = cls.__new__(cls)
+        made.folder = origin
+        return made.copy(factory.mktemp("reproduced") / "clone")
 
     def copy(self, folder: Path) -> "Clone":
         """Another one in the same state, for what narrows it or cannot be undone."""

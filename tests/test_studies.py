@@ -84,10 +84,8 @@ def clone(tmp_path_factory) -> Iterator[Clone]:
     """A clone with a study of its own and the preset of another one, entered, with the engine that users have."""
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("RESNET_CIFAR_SIMD")
-        made = Clone(tmp_path_factory.mktemp("clone"))
+        made = Clone.reproduced(tmp_path_factory)
         (made.folder / "conf/preset/tiny.yaml").write_text(TINY)
-        made.compose("model.n=1")
-        made.dvc("repro")
         made.save()
         patch.chdir(made.folder)
         patch.setattr(checkout, "PACKAGE", made.folder.resolve() / "src/resnet_cifar")

@@ -73,13 +73,13 @@ def test_what_is_pretrained_is_seed_0_of_the_published_study():
 
 
 @pytest.mark.skipif(not DATA.is_file(), reason="needs the data set: dvc repro preprocess")
-@pytest.mark.parametrize(("name", "images", "errors"), [("resnet20", 10_000, 847), ("resnet32", 1_000, 73)])
-def test_a_pretrained_network_makes_the_published_errors(name, images, errors):
-    """By PyTorch: the 8.47% of the table, and of the others as many as the native engine finds in the first images."""
+@pytest.mark.parametrize(("name", "errors"), [("resnet20", 74), ("resnet32", 73)])
+def test_a_pretrained_network_makes_the_published_errors(name, errors):
+    """By PyTorch, among the first thousand images; the native engine found as many, and those of the table in all."""
     test = load(DATA).test
     model = timm.create_model(f"{name}_cifar10", pretrained=True).eval()
     with torch.inference_mode():
-        batches = zip(test.images[:images].split(100), test.labels[:images].split(100), strict=True)
+        batches = zip(test.images[:1000].split(100), test.labels[:1000].split(100), strict=True)
         assert sum(int((model(pixels / 255).argmax(1) != labels).sum()) for pixels, labels in batches) == errors
 
 

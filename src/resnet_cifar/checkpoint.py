@@ -37,7 +37,7 @@ def read(path: Path) -> tuple[Cell, dict[str, Tensor]]:
             if set(fields) != {"net", "n", "seed"}:
                 raise ValueError("its metadata does not consist of net, n and seed")
             cell = Cell.parse(f"{fields['net']}-{fields['n']}-{fields['seed']}")
-            return cell, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return cell, {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
     except FileNotFoundError:
         raise InputError(f"{path} does not exist: train the cell first, or fetch it with `dvc pull train`.") from None
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
@@ -87,7 +87,7 @@ def load_model(path: Path) -> tuple[CifarResNet, Cell]:
             f"{path} does not hold a {cell.network}: {wrong[0]} is the first of {len(wrong)} tensors that are missing, "
             "additional or of another shape or type."
         )
-    model.to_empty(device="cpu").load_state_dict(tensors)
+    model.load_state_dict(tensors, assign=True)
     return model.eval(), cell
 
 

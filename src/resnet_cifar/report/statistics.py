@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 Interval = tuple[float, float]
 
@@ -56,7 +56,7 @@ def summarize(values: Sequence[float]) -> Summary:
     if runs == 1:
         return Summary(runs, mean)
     std = float(np.std(values, ddof=1))
-    t = float(stats.t.ppf(0.975, runs - 1))
+    t = float(special.stdtrit(runs - 1, 0.975))
     of_mean, of_run = t * std * np.sqrt(1 / runs), t * std * np.sqrt(1 + 1 / runs)
     return Summary(
         runs,
