@@ -24,7 +24,7 @@ def read(path: Path) -> tuple[Cell, dict[str, Tensor]]:
     Cell
         From the file's metadata.
     dict of Tensor
-        By name, whatever they are.
+        By name, whatever they are; copies, since what is mapped from a file changes with it.
 
     Raises
     ------
