@@ -116,15 +116,17 @@ def test_the_cost_of_the_engine_is_a_row_a_case(capsys, monkeypatch):
 
 @needs_native
 def test_two_engines_from_the_same_weights_on_the_same_batches(folder, monkeypatch):
-    """Of one iteration the two losses are the same to rounding; the last row is a short one."""
+    """Of one iteration the losses are the same to rounding; the last row is a short one."""
     monkeypatch.delenv("RESNET_CIFAR_SIMD")
-    done = run(folder, "engines_together.py", "--cell", "resnet-1-0", "--iterations", "3", "--every", "2")
+    few = "--iterations", "3", "--every", "2", "--moved", "2"
+    done = run(folder, "engines_together.py", "--cell", "resnet-1-0", *few)
     assert done.returncode == 0, done.stderr
     head, _, first, last, test = done.stdout.splitlines()
     assert [row.split(" | ")[0] for row in (first, last)] == ["| 1 to 2", "| 3 to 3"]
-    native, eager = map(float, first.split(" | ")[1:3])
-    assert native == pytest.approx(eager, rel=1e-3)
+    native, moved, eager = first.split(" | ")[1:4]
+    assert [float(loss) for loss in (native, *moved.split(" to "))] == pytest.approx([float(eager)] * 3, rel=1e-3)
     assert head.count("|") == last.count("|")
-    assert re.fullmatch(r"Test error, %: native \d+\.\d\d, eager \d+\.\d\d", test)
-    done = run(folder, "engines_together.py", "--cell", "resnet-0-0")
-    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert re.fullmatch(r"Test error, %: native, moved, eager: (\d+\.\d\d( \| | to |$)){4}", test)
+    for wrong in (["--cell", "resnet-0-0"], ["--every", "0"]):
+        done = run(folder, "engines_together.py", *wrong)
+        assert (done.returncode, done.stderr.count("\n")) == (1, 1)
