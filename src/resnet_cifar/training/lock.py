@@ -35,7 +35,7 @@ class CellLock:
             self.file.close()
             raise TrainingError(
                 f"process {other} trains it already with the same {scratch}: stop it with `kill {other}`, which saves "
-                "its state, or wait for its end and record what it trained with `resnet-cifar sweep`"
+                "its state, or wait for its end"
             ) from None
         self.file.truncate(0)
         self.file.write(f"{os.getpid()}\n")
