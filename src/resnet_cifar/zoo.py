@@ -218,7 +218,7 @@ default_cfgs = {
     "resnet20_cifar10": _CFG | {"file": str(PRETRAINED / "resnet-3-0.safetensors")},
     "resnet32_cifar10": _CFG | {"file": str(PRETRAINED / "resnet-5-0.safetensors")},
     "resnet44_cifar10": _CFG | {"file": str(PRETRAINED / "resnet-7-0.safetensors")},
-    "resnet56_cifar10": _CFG,
+    "resnet56_cifar10": _CFG | {"file": str(PRETRAINED / "resnet-9-0.safetensors")},
     "resnet110_cifar10": _CFG,
     "plain20_cifar10": _CFG,
     "plain32_cifar10": _CFG,
