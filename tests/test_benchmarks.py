@@ -130,3 +130,20 @@ def test_two_engines_from_the_same_weights_on_the_same_batches(folder, monkeypat
     for wrong in (["--cell", "resnet-0-0"], ["--every", "0"]):
         done = run(folder, "engines_together.py", *wrong)
         assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+
+
+def test_the_textbooks_network_and_rates_are_the_papers(folder, capsys, monkeypatch):
+    """ResNet-20's number of parameters; of seven iterations, the rate falls after the third and the fifth."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import textbook
+
+    assert sum(parameter.numel() for parameter in textbook.resnet(3).parameters()) == 269_722
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(textbook, "BATCH", 20)
+    monkeypatch.setattr(sys, "argv", ["textbook.py", "--n", "1", "--iterations", "7", "--every", "2"])
+    with torch.random.fork_rng():
+        textbook.main()
+    rows = list(csv.DictReader(capsys.readouterr().out.splitlines()))
+    rates = {"2": "0.1", "4": "0.01", "6": "0.001", "7": "0.001"}
+    assert [(row["iteration"], row["lr"]) for row in rows] == list(rates.items())
+    assert all(0 <= float(row["train_error"]) <= 100 and float(row["test_loss"]) > 0 for row in rows)
