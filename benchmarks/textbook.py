@@ -7,6 +7,7 @@ ResNet-20 takes a third of a second an iteration on two cores of an Intel Xeon.
 """
 
 import argparse
+import sys
 from itertools import pairwise
 from pathlib import Path
 from statistics import fmean
@@ -85,12 +86,13 @@ def main() -> None:
     parser.add_argument("--n", type=int, default=3, help="6n+2 layers (default: 3)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--iterations", type=int, default=8000, help="the rate falls at 1/2 and 3/4 (default: 8000)")
-    parser.add_argument("--every", type=int, default=500, help="iterations between two rows (default: 500)")
+    rows = "iterations between two rows (default: 500); a DataLoader draws, so another distance is another run"
+    parser.add_argument("--every", type=int, default=500, help=rows)
     arguments = parser.parse_args()
-    if min(arguments.n, arguments.iterations, arguments.every) < 1:
-        parser.error("n, the iterations and the distance of rows should be 1 or more.")
+    if min(arguments.n, arguments.iterations, arguments.every) < 1 or not 0 <= arguments.seed < 2**63:
+        sys.exit("error: n, iterations and every should be 1 or more, the seed from 0 to 2^63 - 1.")
     if not DATA.is_file():
-        parser.error(f"{DATA} is not there; `make repro` makes it.")
+        sys.exit(f"error: {DATA} is not there; `make repro` makes it, and this runs in the root.")
 
     torch.manual_seed(arguments.seed)
     data = load_file(DATA)

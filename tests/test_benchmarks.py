@@ -147,3 +147,6 @@ def test_the_textbooks_network_and_rates_are_the_papers(folder, capsys, monkeypa
     rates = {"2": "0.1", "4": "0.01", "6": "0.001", "7": "0.001"}
     assert [(row["iteration"], row["lr"]) for row in rows] == list(rates.items())
     assert all(0 <= float(row["train_error"]) <= 100 and float(row["test_loss"]) > 0 for row in rows)
+    for wrong in (["--n", "0"], ["--seed", "-1"]):
+        done = run(folder, "textbook.py", *wrong)
+        assert (done.returncode, done.stderr.count("\n")) == (1, 1)
