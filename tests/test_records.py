@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, load_file, save_file
 
 from resnet_cifar.cells import Cell, RunFiles, run_files
 from resnet_cifar.numerics.weights import digest
@@ -129,8 +129,10 @@ def test_damaged_and_altered_files_are_named(files):
     files.weights.write_bytes(weights[:-1])
     with pytest.raises(RecordError, match=r"its weights.safetensors is damaged"):
         record.read(files)
-    files.weights.write_bytes(weights)
-    state = load_file(files.weights)
+    state = load(weights)
+    save_file(state | {"fc.bias": state["fc.bias"].bfloat16()}, files.weights)
+    with pytest.raises(RecordError, match=r"its weights.safetensors is damaged"):
+        record.read(files)
     state["fc.bias"][0] += 1e-6
     save_file(state, files.weights)
     with pytest.raises(RecordError, match=r"its weights.safetensors has the digest"):

@@ -249,6 +249,14 @@ def test_one_run_has_a_mean_and_nothing_else():
     assert (summary.mean, summary.std, summary.interval, summary.prediction) == (8.5, None, None, None)
 
 
+def test_two_runs_have_no_interval():
+    """Of two equal ones it would have no width, and of 8 and 9 it would reach from 2.1 to 14.9."""
+    for values, std in (([8.0, 9.0], 0.7071), ([8.0, 8.0], 0.0)):
+        summary = summarize(values)
+        assert summary.std == pytest.approx(std, abs=1e-4)
+        assert (summary.interval, summary.prediction) == (None, None)
+
+
 @pytest.mark.usefixtures("no_figures")
 def test_the_table_of_the_paper_preset(tmp_path):
     """Five runs 8.1, 8.2, 8.3, 8.4, 8.5: s = 0.1581, t(0.975, 4) = 2.776, so 8.30 ± 0.196 and ± 0.481."""
@@ -290,9 +298,22 @@ def test_one_run_has_dashes_and_stands_beside_the_papers_one_run(rendered):
     assert re.fullmatch(r"\d\.\d\d ± –", row["Test error, %"])
     assert (row["95% interval of the mean"], row["The paper's run is"], row["Paper"]) == ("–", "–", "8.75")
     assert row["Best (seed)"] == row["Worst (seed)"]
-    assert "single runs are compared" in text
+    assert "The paper's are single runs, too: a difference from them may be chance." in text
     assert "prediction interval" not in text
     assert "Means over" not in text
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_two_runs_have_a_deviation_and_no_interval(tmp_path):
+    """8.00 and 8.20: s = 0.2/sqrt(2) = 0.141."""
+    study = study_of(*PAPER, "model.n=3", "train.seeds=[0,1]")
+    make_results(tmp_path, study, {"resnet-3-0": 8.0, "resnet-3-1": 8.2})
+    text = (render(tmp_path, study) / "metrics.md").read_text()
+    (row,) = _table(text)
+    assert row["Test error, %"] == "8.10 ± 0.14"
+    assert (row["95% interval of the mean"], row["The paper's run is"]) == ("–", "–")
+    assert "over 2 runs of each network, one seed each; an interval needs 3." in text
+    assert "may be chance" in text
 
 
 @pytest.mark.usefixtures("no_figures")
@@ -312,7 +333,7 @@ def test_a_quick_run_says_so_first_and_compares_with_nothing(rendered):
         (["train.lr=0.05"], "`lr`"),
         (["data.normalize=channel"], "`normalize`"),
         (["data.validation=5000"], "`validation`"),
-        (["train.warmup.min_n=1"], "`warmup_iterations` and `warmup_lr`"),
+        (["train.warmup.min_n=1"], "`warmup_iterations`"),
         (["train.warmup.iterations=0", "model.n=[3,18]"], "`warmup_iterations`"),
         (["train.momentum=0.8", "train.weight_decay=0"], "`momentum` and `weight_decay`"),
     ],
@@ -581,6 +602,14 @@ def test_one_run_is_not_called_a_mean(tmp_path, monkeypatch):
     assert titles == ["ResNet-20, 1 run", "ResNet-56, 1 run"]
 
 
+def test_the_mean_of_two_runs_has_no_bar(tmp_path, monkeypatch):
+    study = study_of("model.n=[3,9]", "train.seeds=[0,1]")
+    make_results(tmp_path, study)
+    figure = _drawn("error_vs_depth.png", tmp_path, study, monkeypatch)
+    assert _legend(figure) == ["ResNet, a run", "ResNet, mean of 2 runs"]
+    assert list(figure.axes[0].collections) == []  # where matplotlib keeps bars
+
+
 def test_learning_curves_say_the_precision_of_their_test_error(tmp_path, monkeypatch):
     study = study_of("model.n=3")
     make_results(tmp_path, study)
@@ -603,20 +632,26 @@ def _end(folder: Path, errors: dict[str, float]) -> None:
 
 
 @pytest.mark.usefixtures("no_figures")
-def test_degradation_is_said_in_points_and_by_intervals(tmp_path):
-    """Three runs one apart: s = 1, t(0.975, 2)/sqrt(3) = 2.484. Plain 12 against 6, residual 4 against 5."""
+def test_degradation_is_said_in_points_and_by_intervals_of_pairs(tmp_path):
+    """Plain 5.9, 6.0 and 6.1 more, s = 0.1, t(0.975, 2)/sqrt(3) = 2.484, so 6.00 ± 0.25, whatever lies between the seeds;
+    residual 0.8, 1.0 and 1.2 less, s = 0.2, -1.00 ± 0.50; the one less the other 6.7, 7.0 and 7.3, 7.00 ± 0.75."""
     study = study_of("preset=degradation")
     make_results(tmp_path, study)
-    means = {("plain", 9): 12, ("plain", 3): 6, ("resnet", 9): 4, ("resnet", 3): 5}
-    _end(tmp_path, {f"{net}-{n}-{seed}": mean + seed - 1 for (net, n), mean in means.items() for seed in range(3)})
+    ends = {
+        ("plain", 3): (5.0, 6.0, 7.0),
+        ("plain", 9): (10.9, 12.0, 13.1),
+        ("resnet", 3): (5.8, 4.0, 5.2),
+        ("resnet", 9): (5.0, 3.0, 4.0),
+    }
+    _end(tmp_path, {f"{net}-{n}-{seed}": error for (net, n), of in ends.items() for seed, error in enumerate(of)})
     text = (render(tmp_path, study) / "metrics.md").read_text()
     _, _, said = text.partition("(figures/degradation.png)\n\n")
     assert said.split("\n\n## ")[0] == (
-        "Training error over the last 250 iterations, mean of 3 runs:\n\n"
-        "- Plain-56 ends 6.00 points above Plain-20 in training error: 12.00% (95% interval 9.52 to 14.48) and "
-        "6.00% (95% interval 3.52 to 8.48); the intervals do not overlap.\n"
-        "- ResNet-56 ends 1.00 points below ResNet-20 in training error: 4.00% (95% interval 1.52 to 6.48) and "
-        "5.00% (95% interval 2.52 to 7.48); the intervals overlap."
+        "Training error over the last 250 iterations, mean of 3 runs; 95% intervals are Student's t of the differences "
+        "seed by seed:\n\n"
+        "- From Plain-20 to Plain-56 it goes from 6.00% to 12.00%, +6.00 points (95% interval 5.75 to 6.25).\n"
+        "- From ResNet-20 to ResNet-56 it goes from 5.00% to 4.00%, -1.00 points (95% interval -1.50 to -0.50).\n"
+        "- The change of the plain networks less that of the residual ones: +7.00 points (95% interval 6.25 to 7.75)."
     )
 
 
@@ -624,8 +659,17 @@ def test_degradation_is_said_in_points_and_by_intervals(tmp_path):
 def test_degradation_of_one_run_has_no_interval(rendered):
     text = (rendered(*BOTH, "model.n=[3,9]", "train.seeds=0") / "metrics.md").read_text()
     assert "Training error over the last 50 iterations, one run of each network:" in text
-    assert "of one run there is no interval." in text
     assert "95% interval" not in text.partition("(figures/degradation.png)")[2].partition("## ")[0]
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_a_depth_that_shows_nothing_is_said_to(tmp_path):
+    """1.0 less, none and 1.0 more: 0.00 ± 2.48."""
+    study = study_of("preset=degradation", "model.n=[3,9]")
+    make_results(tmp_path, study)
+    _end(tmp_path, {f"resnet-{n}-{seed}": 5 + (n == 9) * (seed - 1) for n in (3, 9) for seed in range(3)})
+    text = (render(tmp_path, study) / "metrics.md").read_text()
+    assert "from 5.00% to 5.00%, +0.00 points (95% interval -2.48 to 2.48, which holds 0)." in text
 
 
 @pytest.mark.usefixtures("no_figures")

@@ -303,6 +303,19 @@ def test_what_is_no_other_preset_is_refused():
         keep("quick", None, silent)
 
 
+def test_a_preset_that_bears_anothers_name_is_refused(clone):
+    """As one with `defaults: [tiny]` and no line of its own is: the folder and what is in it would have two names."""
+    Path("conf/preset/mine.yaml").write_text(TINY)
+    clone.run("git", "add", "conf/preset/mine.yaml")
+    clone.run("git", "commit", "--quiet", "--message", "mine")
+    with pytest.raises(
+        InputError, match=r"conf/preset/mine\.yaml should have the line `preset: mine`; it leaves 'tiny'"
+    ):
+        keep("mine", None, silent)
+    assert not (STUDIES / "mine").exists()
+    clone.run("git", "reset", "--quiet", "--hard", "HEAD~1")
+
+
 @pytest.mark.usefixtures("clone")
 def test_two_at_once_are_refused():
     MADE.parent.mkdir(parents=True, exist_ok=True)
@@ -409,7 +422,7 @@ def test_seeds_that_one_study_lacks_are_left_out(page):
     text = page("split", errors("resnet-3", 10.5, 11.0), "preset=split", "model.n=[3,5]", "train.seeds=[0,1,7]")
     first, second = rows(text)
     assert first[1:5] == ["`validation` 5000 instead of 0", "ResNet-20", "2", "10.75"]
-    assert first[6:] == ["+0.50", "0.50 to 0.50"]
+    assert first[6:] == ["+0.50", "–"]
     assert second[2] == "ResNet-32"
 
 
@@ -431,6 +444,19 @@ def test_one_parameter_of_which_neither_has_the_papers_value_is_not_compared(pag
     assert "slower, beside slow" not in text
 
 
+def test_without_the_papers_warm_up_is_one_parameter_of_the_deep_networks(page, tmp_path):
+    """The paper's is 400 iterations of ResNet-110 and of no other."""
+    deep = (*SHORT, "model.n=18", "train.warmup.iterations=400")
+    make_study(tmp_path, "deep", errors("resnet-18", 12, 12, 12), *deep)
+    (row,) = rows(page("cold", errors("resnet-18", 13, 14, 15), *SHORT, "model.n=18", "train.warmup.iterations=0"))
+    assert row[:3] == ["cold, beside deep", "`warmup_iterations` 0 instead of 400", "ResNet-110"]
+
+
+def test_a_warm_up_of_networks_that_have_none_in_the_paper_is_one_parameter(page):
+    (row,) = rows(page("warm", errors("resnet-9", 9, 9, 9), *SHORT, "model.n=9", "train.warmup.min_n=9"))
+    assert row[:3] == ["warm, beside base", "`warmup_iterations` 400 instead of 0", "ResNet-56"]
+
+
 def test_a_learning_rate_is_one_parameter(page):
     (row,) = rows(page("slow", errors("resnet-3", 11, 11.5, 12), *SHORT, "model.n=3", "train.lr=0.05"))
     assert row[1] == "`lr` 0.05 instead of 0.1"
@@ -439,7 +465,7 @@ def test_a_learning_rate_is_one_parameter(page):
 @pytest.mark.parametrize(
     ("of_56", "said"),
     [
-        ((9.8, 9.9, 10), "+0.90 (95% interval 0.65 to 1.15), so it may explain that.\n"),
+        ((9.8, 9.9, 10), "+0.90 (95% interval 0.65 to 1.15), the same way.\n"),
         ((9.5, 10, 10.5), "+1.00 (95% interval -0.24 to 2.24), which shows no effect.\n"),  # though 0.91 is in it
     ],
 )
@@ -450,14 +476,14 @@ def test_whether_initialisation_explains_the_article(page, of_56, said):
     ours = "points from the paper's. PyTorch's initialisation moves ours, after 8,000, by "
     assert (
         f"- ResNet-20: after 64,000 iterations the article's error is -0.16 {ours}"
-        "+0.10 (95% interval 0.10 to 0.10), so it does not explain that alone.\n"
+        "+0.10 (95% interval 0.10 to 0.10), the other way.\n"
     ) in found
     assert f"- ResNet-56: after 64,000 iterations the article's error is +0.91 {ours}{said}" in found
 
 
-def test_one_pair_of_runs_shows_nothing(page):
+def test_one_pair_of_runs_has_no_interval(page):
     text = page("article", errors("resnet-9", 9.5), "preset=article", "model.n=9", "train.seeds=0")
-    assert "moves ours, after 8,000, by +0.50, in one pair of runs, which shows nothing." in text
+    assert "moves ours, after 8,000, by +0.50, in 1 pair of runs, too few for an interval." in text
 
 
 def test_of_the_precision_the_one_in_force_counts(page, tmp_path):

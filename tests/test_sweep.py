@@ -206,9 +206,8 @@ def test_restores_from_the_remote(said, capsys, tmp_path, locked):
     else:
         forget()
     shutil.rmtree(".dvc/cache")
-    if locked:
-        run.dry_run(settings.read(), said.append)
-        assert "2 cells would be restored from DVC" in capsys.readouterr().out
+    run.dry_run(settings.read(), said.append)
+    assert "2 cells would be restored from DVC" in capsys.readouterr().out
     train(said)
     assert contents() == swept
     assert changed() == set()

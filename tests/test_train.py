@@ -22,6 +22,7 @@ from resnet_cifar.commands.train import main
 from resnet_cifar.errors import InputError
 from resnet_cifar.files import sha256
 from resnet_cifar.numerics.eager import EagerEngine
+from resnet_cifar.numerics.run import Run
 from resnet_cifar.training import record, train
 from resnet_cifar.training.cell_run import CellRun
 from resnet_cifar.training.engines import Computer, native_arithmetic
@@ -367,6 +368,23 @@ def test_a_state_that_cannot_be_saved_fails_its_cell_alone(session, alone, monke
     failed = train_cells(session, CELLS, silent)
     assert list(failed) == [PLAIN]
     assert failed[PLAIN].endswith(".safetensors cannot be written (No space left on device)")
+    assert {cell: content(session, cell) for cell in (SMALL, LARGE)} == {cell: alone[cell] for cell in (SMALL, LARGE)}
+
+
+@pytest.mark.usefixtures("side_by_side")
+def test_a_state_that_cannot_be_saved_at_the_end_fails_its_cell_alone(session, alone, monkeypatch):
+    """The state after the last iteration, where the cell's files could still be written."""
+    save = StateFile.save
+
+    def full(self: StateFile, run: Run, *arguments: object) -> None:
+        if self.question.cell == "plain-1-0" and run.finished:
+            raise OSError(28, "No space left on device", str(self.path))
+        save(self, run, *arguments)
+
+    monkeypatch.setattr(StateFile, "save", full)
+    session.settings = dataclasses.replace(session.settings, save_every=0.0)
+    failed = train_cells(session, CELLS, silent)
+    assert list(failed) == [PLAIN]
     assert {cell: content(session, cell) for cell in (SMALL, LARGE)} == {cell: alone[cell] for cell in (SMALL, LARGE)}
 
 

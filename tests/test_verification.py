@@ -259,6 +259,14 @@ def test_altered_files_are_another_sentence(verify, runs, what):
     assert outcome.sentence.startswith(f"resnet-1-0 was altered after its training: its {name} has the digest ")
 
 
+def test_the_files_of_another_cell_are_not_taken_for_this_ones(verify, runs):
+    shutil.rmtree(runs / CELL.name)
+    shutil.copytree(runs / PLAIN.name, runs / CELL.name)
+    (outcome,) = verify()
+    assert (outcome.cell, outcome.verdict, verify.said) == (CELL, Verdict.ALTERED, [])
+    assert "resnet-1-0 was altered after its training: its run.json is that of plain-1-0; " in outcome.sentence
+
+
 def test_a_curve_with_rows_that_are_missing_is_altered(verify, runs):
     rewrite(runs, lambda rows: rows.pop(0), as_recorded=False)
     (outcome,) = verify()

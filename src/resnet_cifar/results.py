@@ -20,7 +20,7 @@ from resnet_cifar.numerics.models import CifarResNet
 from resnet_cifar.numerics.weights import digest
 from resnet_cifar.responses import layer_responses
 from resnet_cifar.settings import Settings
-from resnet_cifar.training.engines import Computer, load_native, native_arithmetic
+from resnet_cifar.training.engines import Computer, load_native, native_arithmetic, native_can
 from resnet_cifar.training.record import RecordError
 from resnet_cifar.training.record import read as read_record
 
@@ -47,7 +47,7 @@ def read(results: Path, cell: Cell) -> Result:
         raise ResultError(f"{metrics} was altered: its values are not those of its digest") from None
     except ValueError:
         raise ResultError(f"{metrics} is not the result of an evaluation") from None
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, TypeError) as error:  # TypeError: of a type that numpy has not
         raise ResultError(f"{predictions} cannot be read ({error})") from None
     if found != result.predictions_sha256:
         raise ResultError(f"{predictions} is not what {metrics.name} speaks of: one of them was altered")
@@ -134,8 +134,8 @@ class Evaluator:
             raise InputError(
                 f"{cell} was trained by the native engine, which must evaluate it and cannot be used here: {reason}."
             )
-        native_can = model.architecture.net == "plain" or model.architecture.shortcut == "A"
-        return self.computer.native if trained_by is None and native_can else None
+        supported = native_can(model.architecture.net, model.architecture.shortcut)
+        return self.computer.native if trained_by is None and supported else None
 
 
 def _files(results: Path, cell: Cell) -> tuple[Path, Path]:

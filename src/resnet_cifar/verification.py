@@ -168,6 +168,8 @@ def _read(cell: Cell, runs: Path) -> Record | Finding:
     except RecordError as error:
         sentence = f"{cell} has no finished run in {runs}: {error}; `dvc pull train` fetches what is published."
         return Finding(cell, Verdict.NOT_COMPARED, sentence)
+    if found.cell != cell:
+        return _altered(cell, f"its {run_files(runs, cell).record.name} is that of {found.cell}")
     if reason := found.arithmetic.difference(native_arithmetic()):
         sentence = (
             f"{cell} cannot be compared: {reason}; the native engine's runs can, with equal versions of its bits."

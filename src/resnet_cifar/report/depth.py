@@ -15,7 +15,7 @@ from resnet_cifar.cells import NETS
 from resnet_cifar.params import Study
 from resnet_cifar.report.canvas import BLACK, DROPS, draw_curve, figure, mark_schedule
 from resnet_cifar.report.outcome import Outcome
-from resnet_cifar.report.statistics import Summary, summarize
+from resnet_cifar.report.statistics import LEAST, summarize
 from resnet_cifar.report.text import interval
 
 PANELS = {"plain": "Plain", "resnet": "Residual"}
@@ -63,23 +63,26 @@ def draw_degradation(study: Study, outcome: Outcome, path: Path) -> None:
 
 
 def describe_degradation(outcome: Outcome) -> str:
-    """By how much the deepest network's training error is above the shallowest one's; a line for each kind."""
+    """What depth does to the training error, a line for each kind and one for both; differences are taken by seed."""
     iterations = sorted(outcome.curves["iteration"].unique())
     length = iterations[-1] - (iterations[-2] if len(iterations) > 1 else 0)
     ends = outcome.curves[outcome.curves["iteration"] == iterations[-1]]
-    lines = []
+    lines, rises = [], {}
     for net in PANELS:
         own = ends[ends["net"] == net]
         (few, shallow), (many, deep) = (
-            (rows["network"].iloc[0], summarize(rows["train_error"]))
+            (rows["network"].iloc[0], rows.set_index("seed")["train_error"])
             for rows in (own[own["n"] == own["n"].min()], own[own["n"] == own["n"].max()])
         )
-        gap = deep.mean - shallow.mean
+        rises[net] = deep - shallow
         lines.append(
-            f"- {many} ends {abs(gap):.2f} points {'above' if gap >= 0 else 'below'} {few} in training error: "
-            f"{_percent(deep)} and {_percent(shallow)}{_separation(deep, shallow)}."
+            f"- From {few} to {many} it goes from {shallow.mean():.2f}% to {deep.mean():.2f}%, "
+            f"{_difference(rises[net])}."
         )
-    return f"Training error over the last {length:,} iterations, {_runs(outcome)}:\n\n" + "\n".join(lines)
+    more = rises["plain"] - rises["resnet"]
+    lines.append(f"- The change of the plain networks less that of the residual ones: {_difference(more)}.")
+    intervals = "; 95% intervals are Student's t of the differences seed by seed" if outcome.runs >= LEAST else ""
+    return f"Training error over the last {length:,} iterations, {_runs(outcome)}{intervals}:\n\n" + "\n".join(lines)
 
 
 def draw_responses(_: Study, outcome: Outcome, path: Path) -> None:
@@ -144,18 +147,16 @@ def _label(axes: Axes, text: str) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
-def _percent(summary: Summary) -> str:
+def _difference(points: pd.Series) -> str:
+    """The mean over the seeds, with its interval if there is one, and whether that tells it from none."""
+    summary = summarize(points)
     if summary.interval is None:
-        return f"{summary.mean:.2f}%"
-    return f"{summary.mean:.2f}% (95% interval {interval(summary.interval)})"
-
-
-def _separation(deep: Summary, shallow: Summary) -> str:
-    if deep.interval is None or shallow.interval is None:
-        return "; of one run there is no interval"
-    (low, high), (low_of_other, high_of_other) = deep.interval, shallow.interval
-    overlap = low <= high_of_other and low_of_other <= high
-    return f"; the intervals {'overlap' if overlap else 'do not overlap'}"
+        return f"{summary.mean:+.2f} points"
+    low, high = summary.interval
+    return (
+        f"{summary.mean:+.2f} points (95% interval {interval(summary.interval)}"
+        f"{', which holds 0' if low <= 0 <= high else ''})"
+    )
 
 
 def _runs(outcome: Outcome) -> str:

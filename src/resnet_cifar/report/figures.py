@@ -17,7 +17,7 @@ from resnet_cifar.params import Study
 from resnet_cifar.report import depth
 from resnet_cifar.report.canvas import BLACK, BLUE, DROPS, GREEN, VERMILLION, draw_curve, figure, mark_schedule
 from resnet_cifar.report.outcome import Outcome
-from resnet_cifar.report.statistics import summarize
+from resnet_cifar.report.statistics import LEAST, summarize
 
 NET_COLORS = {"resnet": BLUE, "plain": VERMILLION}
 FOLDER = "figures"
@@ -52,7 +52,7 @@ def error_vs_depth(_: Study, outcome: Outcome, path: Path) -> None:
 
 
 def _mark_runs(axes: Axes, cells: pd.DataFrame, count: int, label: str, color: str) -> list[Artist | Container]:
-    """Every run as a dot; beside it, if there are several, the mean with its interval."""
+    """Every run as a dot; beside it, if there are several, the mean, with its interval if that can be given."""
     style = {"color": color, "markeredgewidth": 0}
     if count == 1:
         (line,) = axes.plot(cells["place"], cells["test_error"], "-o", linewidth=1, label=f"{label}, one run", **style)
@@ -60,9 +60,9 @@ def _mark_runs(axes: Axes, cells: pd.DataFrame, count: int, label: str, color: s
     (runs,) = axes.plot(cells["place"] - 0.1, cells["test_error"], "o", alpha=0.45, label=f"{label}, a run", **style)
     summaries = cells.groupby("place")["test_error"].agg(summarize)
     means = [summary.mean for summary in summaries]
-    reach = [summary.interval[1] - summary.mean for summary in summaries]
+    reach = [summary.interval[1] - summary.mean for summary in summaries] if count >= LEAST else None
     axes.plot(summaries.index, means, color=color, linewidth=1, alpha=0.6)
-    text = f"{label}, mean of {count} runs and 95% interval"
+    text = f"{label}, mean of {count} runs" + (" and 95% interval" if count >= LEAST else "")
     return [runs, axes.errorbar(summaries.index, means, reach, fmt="s", color=color, capsize=4, label=text)]
 
 

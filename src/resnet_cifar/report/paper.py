@@ -69,8 +69,8 @@ def differences(study: Study, precisions: Collection[str]) -> list[str]:
 
 def differing(one: Recipe, other: Recipe, but: Collection[str]) -> list[str]:
     """The fields in which two recipes differ, ``but`` some."""
-    if not one.warmup_iterations:
-        other = replace(other, warmup_lr=one.warmup_lr)  # of no iteration
+    if not (one.warmup_iterations and other.warmup_iterations):
+        other = replace(other, warmup_lr=one.warmup_lr)  # one of them is of no iteration
     return [
         field.name
         for field in fields(Recipe)

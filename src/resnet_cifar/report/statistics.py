@@ -7,6 +7,8 @@ import numpy as np
 from scipy import special
 
 Interval = tuple[float, float]
+LEAST = 3
+"""Fewer runs have no interval: that of two, whose t is 12.7, says nothing, or, of equal values, too much."""
 
 
 @dataclass(frozen=True)
@@ -21,9 +23,9 @@ class Summary:
     std : float or None
         Standard deviation with n-1 in the denominator; None for one run.
     interval : (float, float) or None
-        95% Student-t interval of the mean; None for one run.
+        95% Student-t interval of the mean; None for fewer than three runs.
     prediction : (float, float) or None
-        Where one further run lies with 95% probability, if runs are normally distributed; None for one run.
+        Where one further run lies with 95% probability, if runs are normally distributed; None for fewer than three.
     """
 
     runs: int
@@ -56,6 +58,8 @@ def summarize(values: Sequence[float]) -> Summary:
     if runs == 1:
         return Summary(runs, mean)
     std = float(np.std(values, ddof=1))
+    if runs < LEAST:
+        return Summary(runs, mean, std)
     t = float(special.stdtrit(runs - 1, 0.975))
     of_mean, of_run = t * std * np.sqrt(1 / runs), t * std * np.sqrt(1 + 1 / runs)
     return Summary(

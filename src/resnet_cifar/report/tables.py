@@ -10,7 +10,7 @@ from resnet_cifar.cifar10 import CLASSES
 from resnet_cifar.params import TRAINING_IMAGES, Study
 from resnet_cifar.report.figures import FOLDER, figures_of
 from resnet_cifar.report.outcome import Outcome
-from resnet_cifar.report.statistics import Summary, summarize
+from resnet_cifar.report.statistics import LEAST, Summary, summarize
 from resnet_cifar.report.text import DASH, interval, listed, markdown, number, spread
 
 INITIALIZATIONS = {
@@ -49,7 +49,8 @@ def metrics_md(study: Study, outcome: Outcome, speed: pd.DataFrame | None) -> st
         f"## Test error by class, %\n\n{_basis(outcome)}",
         _class_table(outcome),
         f"## Loss, calibration and time\n\n{_basis(outcome)} The calibration error is the expected gap between "
-        "confidence and accuracy. Runs that share a device overlap: each one's seconds are from its start to its end.",
+        "confidence and accuracy. Seconds are from a run's start to its end, evaluations included: beside other work, "
+        "or other runs on the device, they are more than the section on speed says.",
         _cost_table(outcome),
     ]
     if speed is not None:
@@ -143,7 +144,8 @@ def _legend(outcome: Outcome) -> str:
     parts = []
     if outcome.runs > 1:
         parts.append(
-            f"Errors are mean ± standard deviation (n-1) over {outcome.runs} runs of each network, one seed each."
+            f"Errors are mean ± standard deviation (n-1) over {outcome.runs} runs of each network, one seed each"
+            + ("." if outcome.runs >= LEAST else f"; an interval needs {LEAST}.")
         )
     else:
         parts.append("One run of each network: there is no spread and no interval.")
@@ -156,15 +158,15 @@ def _legend(outcome: Outcome) -> str:
         parts.append("≈: single runs read off the paper's Figure 6, to about ± 0.1.")
     if "article mean" in kinds:
         parts.append(
-            "Article: an implementation of these networks in PyTorch, whose runs this project repeats; mean ± standard "
-            "deviation of five."
+            "Article: an implementation of these networks in PyTorch, with its default initialisation and biases in "
+            "the convolutions; mean ± standard deviation of five."
         )
     if kinds & {"paper single", "paper figure"}:
         parts.append(
             "The last column says whether the paper's run lies inside the 95% prediction interval for one further run "
             "of ours."
-            if outcome.runs > 1
-            else "Beside the paper's, single runs are compared, whose difference may be chance."
+            if outcome.runs >= LEAST
+            else "The paper's are single runs, too: a difference from them may be chance."
         )
     return " ".join(parts)
 

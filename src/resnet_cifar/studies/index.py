@@ -100,30 +100,26 @@ def compare(kept: list[Kept]) -> Iterator[Comparison]:
         for base in kept:
             changed = _changed(one, base)
             if len(changed) == 1:
-                ((parameter, (value, usual)),) = changed.items()
-                if usual == _of_the_paper(parameter):
+                ((parameter, (value, usual, of_the_paper)),) = changed.items()
+                if usual == of_the_paper:
                     yield Comparison(one, base, parameter, value, usual)
 
 
-def _changed(one: Kept, base: Kept) -> dict[str, tuple[object, object]]:
-    """What differs in the cells that both have, with both values; nothing if there is none."""
+def _changed(one: Kept, base: Kept) -> dict[str, tuple[object, object, object]]:
+    """What differs in the cells that both have, with both values and the paper's; nothing if there is none."""
     common = [cell for cell in one.study.list_cells() if cell in base.study.list_cells()]
-    found: dict[str, tuple[object, object]] = {}
+    found: dict[str, tuple[object, object, object]] = {}
     for cell in common:
         mine, its = one.study.recipe(cell), base.study.recipe(cell)
         for name in paper.differing(mine, its, IDENTITY):
-            found[name] = (getattr(mine, name), getattr(its, name))
-    for name, values in (
-        ("precision", tuple(listed(sorted(set(kept.results["precision"]))) for kept in (one, base))),
-        ("validation", tuple(kept.study.data.validation for kept in (one, base))),
+            found[name] = (getattr(mine, name), getattr(its, name), getattr(paper.recipe(cell), name))
+    for name, value, usual, of_the_paper in (
+        ("precision", *(listed(sorted(set(kept.results["precision"]))) for kept in (one, base)), "fp32"),
+        ("validation", *(kept.study.data.validation for kept in (one, base)), 0),
     ):
-        if common and values[0] != values[1]:
-            found[name] = values
+        if common and value != usual:
+            found[name] = (value, usual, of_the_paper)
     return found
-
-
-def _of_the_paper(parameter: str) -> object:
-    return 0 if parameter == "validation" else getattr(paper.RECIPE, parameter)
 
 
 def _read(folder: Path) -> Kept:
@@ -206,12 +202,12 @@ def _article(comparisons: list[Comparison]) -> str:
 
 def _verdict(summary: Summary, gap: float) -> str:
     if summary.interval is None:
-        return ", in one pair of runs, which shows nothing"
+        return f", in {summary.runs} pair{'s' * (summary.runs != 1)} of runs, too few for an interval"
     low, high = summary.interval
     if low <= 0 <= high:
         says = "which shows no effect"
-    elif low <= gap <= high:
-        says = "so it may explain that"
+    elif summary.mean * gap > 0:
+        says = "the same way"
     else:
-        says = "so it does not explain that alone"
+        says = "the other way"
     return f" (95% interval {interval(summary.interval)}), {says}"

@@ -166,7 +166,10 @@ def _compose(name: str, clone: Path) -> Study:
         compose_and_dump(clone / PARAMS, conf, None, "config", conf, [f"preset={name}"])
     except (HydraException, OmegaConfBaseException) as error:
         raise InputError(f"{PRESETS / name}.yaml cannot be composed: {' '.join(str(error).split())}") from None
-    return params.load(clone / PARAMS)
+    study = params.load(clone / PARAMS)
+    if study.preset != name:
+        raise InputError(f"{PRESETS / name}.yaml should have the line `preset: {name}`; it leaves {study.preset!r}.")
+    return study
 
 
 def _lay_out(clone: Path, study: Study, name: str) -> Path:

@@ -22,7 +22,7 @@ from resnet_cifar.sweep.checkout import DATA, FILES, RUNS, SCRATCH, Checkout, ch
 from resnet_cifar.sweep.estimate import estimate
 from resnet_cifar.sweep.ledger import Ledger, Plan, make_data
 from resnet_cifar.training import record
-from resnet_cifar.training.engines import Computer
+from resnet_cifar.training.engines import Computer, native_can
 from resnet_cifar.training.stop import Interrupted
 
 Say = Callable[[str], None]
@@ -183,12 +183,14 @@ def train(settings: Settings, say: Say, on_ray: bool = False, address: str | Non
 
 
 def dry_run(settings: Settings, say: Say) -> None:
-    """Print what a sweep would train and about how long; change nothing."""
+    """Print what a sweep would train and about how long; change nothing but what DVC's cache knows of the remote."""
     study = params.load()
     check_checkout()
     has_run = Checkout.read().has_run if DATA.exists() else lambda _: False
     with _dvc_in_a_sentence():
-        plan = Ledger().plan(has_run)
+        ledger = Ledger()
+        ledger.pull_run_cache()
+        plan = ledger.plan(has_run)
     for cells, what in ((plan.finished, "recorded, being trained already"), (plan.restored, "restored from DVC")):
         if cells:
             print(f"{_count(cells)} would be {what}: {_names(cells)}")
@@ -239,10 +241,10 @@ def record_from(source: Path, say: Say) -> None:
 
 def _mixture(cell: Cell, engine: str, engines: dict[Cell, str], study: params.Study) -> str | None:
     """In what way the table would mix engines, in words, if a cell of this engine stood beside the others."""
-    # The native engine has no shortcut B: there, on a CPU, plain networks are its and residual ones torch's.
-    alike = [other for other in engines if study.model.shortcut == "A" or other.net == cell.net]
-    for other in alike:
-        if engines[other] != engine:
+    shortcut = study.model.shortcut
+    for other in engines:  # but those that on a CPU need another one
+        alike = native_can(other.net, shortcut) == native_can(cell.net, shortcut)
+        if alike and engines[other] != engine:
             return f"its engine is {engine!r}, {other}'s is {engines[other]!r}, and a table must not mix engines"
     return None
 

@@ -78,8 +78,8 @@ class Computer:
         return recipe.precision if machine.has_precision(recipe.precision, self.device) else "fp32"
 
     def _is_native(self, recipe: Recipe) -> bool:
-        supported = recipe.net == "plain" or recipe.shortcut == "A"
-        return self.native is not None and self.precision(recipe) == "fp32" and supported
+        supported = self.precision(recipe) == "fp32" and native_can(recipe.net, recipe.shortcut)
+        return self.native is not None and supported
 
     def arithmetic(self, recipe: Recipe) -> Arithmetic:
         """What has to be equal for the same bytes."""
@@ -116,6 +116,11 @@ class Computer:
     def _device_kind(self) -> str:
         name = machine.device_name(self.device)
         return name if self.device.type == "cuda" else f"{name} ({torch.backends.cpu.get_cpu_capability()})"
+
+
+def native_can(net: str, shortcut: str) -> bool:
+    """Whether the native engine has the network: it has no projections (shortcut B)."""
+    return net == "plain" or shortcut == "A"
 
 
 def load_native(settings: Settings, say: Callable[[str], None]) -> Library | None:

@@ -132,7 +132,7 @@ def read(files: RunFiles) -> Record:
         raise RecordError(f"its {Path(error.filename or files.weights).name} is missing") from None
     except ValidationError:
         raise RecordError(f"its {files.record.name} is not a record of a run") from None
-    except SafetensorError:
+    except (SafetensorError, TypeError):  # TypeError: of a type that numpy has not
         raise AlteredError(f"its {files.weights.name} is damaged") from None
     except OSError as error:
         raise RecordError(f"its files cannot be read ({error.strerror})") from None
