@@ -633,7 +633,7 @@ def _end(folder: Path, errors: dict[str, float]) -> None:
 
 @pytest.mark.usefixtures("no_figures")
 def test_degradation_is_said_in_points_and_by_intervals_of_pairs(tmp_path):
-    """Plain 5.9, 6.0 and 6.1 more, s = 0.1, t(0.975, 2)/sqrt(3) = 2.484, so 6.00 ± 0.25, whatever lies between the seeds;
+    """Plain 5.9, 6.0 and 6.1 more, s = 0.1, t(0.975, 2)/sqrt(3) = 2.484, so 6.00 ± 0.25, whatever the seeds;
     residual 0.8, 1.0 and 1.2 less, s = 0.2, -1.00 ± 0.50; the one less the other 6.7, 7.0 and 7.3, 7.00 ± 0.75."""
     study = study_of("preset=degradation")
     make_results(tmp_path, study)
