@@ -372,8 +372,8 @@ def test_a_state_that_cannot_be_saved_fails_its_cell_alone(session, alone, monke
 
 
 @pytest.mark.usefixtures("side_by_side")
-def test_a_state_that_cannot_be_saved_at_the_end_fails_its_cell_alone(session, alone, monkeypatch):
-    """The state after the last iteration, where the cell's files could still be written."""
+def test_a_state_that_cannot_be_saved_at_the_end_does_not_fail_its_cell(session, alone, monkeypatch):
+    """The state after the last iteration: the cell's files, which are smaller, are written all the same."""
     save = StateFile.save
 
     def full(self: StateFile, run: Run, *arguments: object) -> None:
@@ -383,9 +383,8 @@ def test_a_state_that_cannot_be_saved_at_the_end_fails_its_cell_alone(session, a
 
     monkeypatch.setattr(StateFile, "save", full)
     session.settings = dataclasses.replace(session.settings, save_every=0.0)
-    failed = train_cells(session, CELLS, silent)
-    assert list(failed) == [PLAIN]
-    assert {cell: content(session, cell) for cell in (SMALL, LARGE)} == {cell: alone[cell] for cell in (SMALL, LARGE)}
+    assert train_cells(session, CELLS, silent) == {}
+    assert {cell: content(session, cell) for cell in CELLS} == {cell: alone[cell] for cell in CELLS}
 
 
 @pytest.mark.parametrize("places", [1, 3])

@@ -74,7 +74,8 @@ class CellRun:
         """
         turn = next(self._turns)
         self.finished = self.run.finished and self.run.whole
-        if self.run.whole and time.monotonic() - self.written >= self.session.settings.save_every:
+        due = time.monotonic() - self.written >= self.session.settings.save_every
+        if self.run.whole and due and not self.finished:  # finish() saves, and goes on without
             self.save()
         return turn
 

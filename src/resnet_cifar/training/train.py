@@ -143,7 +143,7 @@ class _Pack:
             if not run.finished:
                 turn = self._guard(run.cell, run.turn)
                 working = working or turn is not Turn.WAITING
-            if run.finished and run in self.active:  # its last state could be written
+            if run.finished:
                 self._guard(run.cell, lambda run=run: self._finish(run))
         if self.active:
             self._show()
