@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 
 from resnet_cifar import dataset, machine, settings
 from resnet_cifar.cells import Cell, run_files
+from resnet_cifar.errors import Interrupted
 from resnet_cifar.files import sha256
 from resnet_cifar.numerics import determinism
 from resnet_cifar.numerics.batches import BatchStream, Rows
@@ -35,7 +36,6 @@ from resnet_cifar.numerics.weights import digest
 from resnet_cifar.results import Evaluator
 from resnet_cifar.training import record
 from resnet_cifar.training.cell_run import CellRun
-from resnet_cifar.training.stop import Interrupted
 from resnet_cifar.training.train import train_cells
 
 pytestmark = pytest.mark.skipif(

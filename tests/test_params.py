@@ -181,6 +181,25 @@ def test_a_rate_may_be_written_by_hand_as_people_write_it(compose, tmp_path):
         params.load(path)
 
 
+@pytest.mark.parametrize("text", ["3,[9", "3,*deep", "3,: 9"])
+def test_a_list_in_a_text_that_is_no_yaml_is_one_sentence(compose, tmp_path, text):
+    values = yaml.safe_load(compose("preset=quick"))
+    values["model"]["n"] = text
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(values))
+    with pytest.raises(
+        InputError, match=rf"params\.yaml: '{re.escape(text)}' should be a value, or several with commas"
+    ):
+        params.load(tmp_path / "params.yaml")
+
+
+def test_a_warm_up_that_no_network_has_may_be_longer_than_the_training(compose, tmp_path):
+    short = ("train.iterations=300", "train.milestones=[200]")
+    (tmp_path / "params.yaml").write_text(compose("preset=paper", *short))
+    study = params.load(tmp_path / "params.yaml")
+    assert study.train.warmup.iterations == 400
+    assert {study.recipe(cell).warmup_iterations for cell in study.list_cells()} == {0}
+
+
 def test_a_trillion_iterations_are_parameters_like_others(compose, tmp_path):
     """What training them allocates: tests/test_batches.py."""
     (tmp_path / "params.yaml").write_text(compose("train.iterations=1000000000000"))
@@ -207,7 +226,7 @@ def test_a_trillion_iterations_are_parameters_like_others(compose, tmp_path):
         (["train.momentum=1"], r"train\.momentum is 1; it should be less than 1"),
         (["train.milestones=[40,80]"], r"train\.milestones: 80 is past the end.*train\.iterations, 80"),
         (["train.milestones=[60,40]"], r"train\.milestones: \[60, 40\] must rise"),
-        (["train.warmup.iterations=80"], r"train\.warmup\.iterations: 80 is past the end"),
+        (["model.n=18", "train.warmup.iterations=80"], r"train\.warmup\.iterations: 80 is past the end"),
         (["train.precision=int8"], r"train\.precision is 'int8'; it should be 'fp32', 'bf16' or 'fp16'"),
         (["train.batch_size=50001"], r"train\.batch_size: a batch of 50001 is larger.*50000 images"),
         (["data.validation=5000", "train.batch_size=45001"], r"train\.batch_size: .*at most 45000 images"),

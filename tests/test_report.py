@@ -647,8 +647,8 @@ def test_degradation_is_said_in_points_and_by_intervals_of_pairs(tmp_path):
     text = (render(tmp_path, study) / "metrics.md").read_text()
     _, _, said = text.partition("(figures/degradation.png)\n\n")
     assert said.split("\n\n## ")[0] == (
-        "Training error over the last 250 iterations, mean of 3 runs; 95% intervals are Student's t of the differences "
-        "seed by seed:\n\n"
+        "Training error over the last 250 iterations, mean of 3 runs of each network; 95% intervals are Student's t of "
+        "the differences seed by seed:\n\n"
         "- From Plain-20 to Plain-56 it goes from 6.00% to 12.00%, +6.00 points (95% interval 5.75 to 6.25).\n"
         "- From ResNet-20 to ResNet-56 it goes from 5.00% to 4.00%, -1.00 points (95% interval -1.50 to -0.50).\n"
         "- The change of the plain networks less that of the residual ones: +7.00 points (95% interval 6.25 to 7.75)."
@@ -658,7 +658,7 @@ def test_degradation_is_said_in_points_and_by_intervals_of_pairs(tmp_path):
 @pytest.mark.usefixtures("no_figures")
 def test_degradation_of_one_run_has_no_interval(rendered):
     text = (rendered(*BOTH, "model.n=[3,9]", "train.seeds=0") / "metrics.md").read_text()
-    assert "Training error over the last 50 iterations, one run of each network:" in text
+    assert "Training error over the last 50 iterations, 1 run of each network:" in text
     assert "95% interval" not in text.partition("(figures/degradation.png)")[2].partition("## ")[0]
 
 
@@ -681,7 +681,7 @@ def test_responses_are_said_as_means_over_layers_and_seeds(tmp_path):
         layers = [level - 0.25, *[level] * 17, level + 0.25]
         _evaluate_otherwise(tmp_path / f"results/{cell}/metrics.json", responses=layers)
     text = (render(tmp_path, study) / "metrics.md").read_text()
-    assert "mean of 2 runs. The mean over all layers, plain and residual: 2.25 and 1.25 with 20 layers." in text
+    assert "mean of 2 runs of each network. The mean over all layers, plain and residual: 2.25 and 1.25 with 20" in text
     assert "Degradation" not in text  # one depth shows none
 
 

@@ -27,6 +27,7 @@ from tiny import FILES, write_tiny_cifar10
 from resnet_cifar.errors import InputError
 from resnet_cifar.sources import official, published
 from resnet_cifar.sources.download import download
+from resnet_cifar.sources.npm import _end as end
 from resnet_cifar.sources.npm import npm_command
 from resnet_cifar.sources.published import md5
 from resnet_cifar.sources.watch import Limits
@@ -398,6 +399,14 @@ def test_when_all_fail_one_message_names_each_source_its_reason_and_the_remedy(
     assert "\n" not in message
     assert content(out) == {}
     assert not any(content(partial).values())
+
+
+def test_an_npm_that_ends_while_it_is_being_ended_is_no_fault(monkeypatch):
+    """Between the question whether it runs and the signal."""
+    npm = subprocess.Popen(["true"], start_new_session=True)
+    npm.wait()
+    monkeypatch.setattr(npm, "poll", lambda: None)
+    end(npm)
 
 
 def test_an_npm_that_cannot_be_started_is_a_source_that_fails(monkeypatch, tmp_path, out, partial):

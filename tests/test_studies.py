@@ -502,6 +502,13 @@ def test_a_folder_that_is_no_study_is_named(tmp_path):
         index.render(tmp_path)
 
 
+def test_a_study_of_older_columns_is_named(page, tmp_path):
+    path = tmp_path / "base/results.csv"
+    path.write_text(path.read_text().replace(",engine,", ",way,"))
+    with pytest.raises(InputError, match=r"base is not a kept study \(its results\.csv cannot be read\)"):
+        page("other", errors("resnet-3", 10.0), *SHORT, "train.lr=0.05")
+
+
 # ---- The repository's own
 
 

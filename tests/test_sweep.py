@@ -25,16 +25,17 @@ from dvc.stage.cache import StageCache
 from dvc.stage.loader import StageLoader
 
 from resnet_cifar import settings
-from resnet_cifar.cells import Cell, run_files
-from resnet_cifar.errors import InputError
+from resnet_cifar.cells import RUNS, Cell, run_files
+from resnet_cifar.errors import InputError, Interrupted, TrainingError
 from resnet_cifar.files import write_whole
 from resnet_cifar.native import library
 from resnet_cifar.native.build import Unavailable
 from resnet_cifar.sweep import checkout, local, run
-from resnet_cifar.sweep.checkout import RUNS, Checkout
+from resnet_cifar.sweep.checkout import Checkout
 from resnet_cifar.sweep.ledger import Ledger
 from resnet_cifar.training import record
 from resnet_cifar.training.engines import native_arithmetic
+from resnet_cifar.training.record import RecordError
 
 CELLS = [Cell("resnet", 1, 0), Cell("resnet", 1, 1)]
 STUDY = ["model.n=1", "train.seeds=[0,1]"]
@@ -260,17 +261,20 @@ def test_all_cells_can_be_replaced_by_another_engines(said, tmp_path):
 @pytest.mark.usefixtures("clone")
 def test_torchs_bytes_must_come_from_this_code_and_the_native_engines_from_its_version():
     files, tree = run_files(RUNS, CELLS[0]), Checkout.read()
-    assert tree.has_run(CELLS[0])
+    assert tree.engine(CELLS[0]) == "eager"
     edit_record(CELLS[0], RUNS, "arithmetic", "threads", value=3)
-    assert tree.difference(CELLS[0], files) is None
+    tree.read_run(CELLS[0], files)
     edit_record(CELLS[0], RUNS, "arithmetic", "code", value=64 * "0")
-    assert tree.difference(CELLS[0], files).startswith("its code's digest is 000000000000, not ")
+    with pytest.raises(RecordError, match=r"^its code's digest is 000000000000, not "):
+        tree.read_run(CELLS[0], files)
     make_native(CELLS[0])
-    assert tree.difference(CELLS[0], files) is None
+    tree.read_run(CELLS[0], files)
     edit_record(CELLS[0], RUNS, "arithmetic", "bits", value=0)
-    assert tree.difference(CELLS[0], files).startswith("its version of the native engine's bits is 0, not ")
+    with pytest.raises(RecordError, match=r"^its version of the native engine's bits is 0, not "):
+        tree.read_run(CELLS[0], files)
     edit_record(CELLS[0], RUNS, "question", "data", value=64 * "0")
-    assert tree.difference(CELLS[0], files).startswith("its data set's digest is 000000000000, not ")
+    with pytest.raises(RecordError, match=r"^its data set's digest is 000000000000, not "):
+        tree.read_run(CELLS[0], files)
 
 
 def test_a_new_parameter_at_its_default_trains_nothing_again(clone):
@@ -327,7 +331,7 @@ def test_a_cell_that_cannot_be_recorded_stops_no_other_and_is_recorded_by_the_ne
     with monkeypatch.context() as patch:
         patch.setattr(PipelineStage, "save", full_for_one)
         with pytest.raises(
-            InputError,
+            TrainingError,
             match=r"^1 of 2 cells recorded; resnet-1-0: trained but not recorded \(No space left on device\); it stays",
         ):
             train(said)
@@ -388,7 +392,7 @@ def test_a_link_that_dvc_would_refuse_is_refused_before_any_training(said, tmp_p
 def test_a_cell_that_fails_is_reported_with_its_reason(clone, said):
     clone.compose(*STUDY, "train.lr=1e30")
     with pytest.raises(
-        InputError, match=r"0 of 2 cells recorded; resnet-1-0: the loss is not finite .*; resnet-1-1: the loss"
+        TrainingError, match=r"0 of 2 cells recorded; resnet-1-0: the loss is not finite .*; resnet-1-1: the loss"
     ):
         train(said)
 
@@ -429,9 +433,9 @@ def test_killed_or_interrupted_it_keeps_what_is_recorded_and_resumes_the_rest(cl
         if "resnet-1-1: goes on from iteration " in line:
             os.kill(os.getpid(), signal.SIGINT)
 
-    with pytest.raises(SystemExit) as ended:
+    with pytest.raises(Interrupted) as ended:
         run.train(settings.read(), say)
-    assert ended.value.code == 128 + signal.SIGINT
+    assert ended.value.signum == signal.SIGINT
     assert said[-1] == "interrupted with 0 of 1 recorded; the same command goes on from there"
 
     train(said)

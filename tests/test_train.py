@@ -19,8 +19,10 @@ from resnet_cifar import progress
 from resnet_cifar.cells import Cell, run_files
 from resnet_cifar.checkpoint import load_model
 from resnet_cifar.commands.train import main
-from resnet_cifar.errors import InputError
+from resnet_cifar.errors import InputError, Interrupted
 from resnet_cifar.files import sha256
+from resnet_cifar.native.library import Library
+from resnet_cifar.native.network import NativeNetwork
 from resnet_cifar.numerics.eager import EagerEngine
 from resnet_cifar.numerics.run import Run
 from resnet_cifar.training import record, train
@@ -28,7 +30,6 @@ from resnet_cifar.training.cell_run import CellRun
 from resnet_cifar.training.engines import Computer, native_arithmetic
 from resnet_cifar.training.session import Session
 from resnet_cifar.training.states import StateFile
-from resnet_cifar.training.stop import Interrupted
 from resnet_cifar.training.train import train_cells
 
 CELLS = [Cell("resnet", 1, 0), Cell("resnet", 2, 0), Cell("plain", 1, 0)]
@@ -417,6 +418,23 @@ def test_a_cell_too_large_for_the_device_fails_alone(session, alone, monkeypatch
     }
     assert content(session, SMALL) == alone[SMALL]
     assert content(session, PLAIN) == alone[PLAIN]
+
+
+def test_a_cell_that_the_native_engine_refuses_fails_alone(session, monkeypatch):
+    """As it does a network that it has no memory for."""
+    create, lines = NativeNetwork.__init__, []
+
+    def refusing(self: NativeNetwork, library: Library, net: str, n: int, *arguments: object) -> None:
+        if n == LARGE.n:
+            raise InputError("There is not enough memory for a network of 14 layers.")
+        create(self, library, net, n, *arguments)
+
+    monkeypatch.setattr(NativeNetwork, "__init__", refusing)
+    session.computer = Computer(dataclasses.replace(session.settings, device="cpu", simd=None), silent)
+    assert train_cells(session, CELLS, lines.append) == {LARGE: "There is not enough memory for a network of 14 layers"}
+    assert "resnet-2-0: There is not enough memory for a network of 14 layers" in lines
+    assert session.is_trained(SMALL)
+    assert session.is_trained(PLAIN)
 
 
 def test_a_device_with_room_for_two_trains_two_at_once(session, alone, monkeypatch):

@@ -18,17 +18,17 @@ from conftest import changed, make_session, needs_native
 from resnet_cifar import settings, verification
 from resnet_cifar.cells import Cell, run_files
 from resnet_cifar.commands import cli
-from resnet_cifar.errors import InputError
+from resnet_cifar.errors import InputError, Interrupted
 from resnet_cifar.files import sha256
 from resnet_cifar.native import build, library, sets
 from resnet_cifar.native.engine import NativeEngine
 from resnet_cifar.native.library import Unavailable
+from resnet_cifar.native.network import NativeNetwork
 from resnet_cifar.numerics.engine import NonFiniteError
 from resnet_cifar.params import Study
 from resnet_cifar.sweep import estimate
 from resnet_cifar.training import record
 from resnet_cifar.training.cell_run import CellRun
-from resnet_cifar.training.stop import Interrupted
 from resnet_cifar.training.train import train_cells
 from resnet_cifar.verification import Finding, Verdict, last_evaluation
 
@@ -101,6 +101,17 @@ def test_the_same_bytes_with_every_set_and_nothing_else_is_changed(verify, runs,
     assert outcome.sentence.endswith(f" with {name}.")
     assert contents(runs) == before
     assert states(tmp_path) == []
+
+
+def test_a_network_without_memory_for_it_is_not_compared(verify, monkeypatch):
+    def refuse(*_: object) -> None:
+        raise InputError("There is not enough memory for a network of 8 layers.")
+
+    monkeypatch.setattr(NativeNetwork, "__init__", refuse)
+    (outcome,) = verify()
+    assert outcome.verdict is Verdict.NOT_COMPARED
+    sentence = "resnet-1-0 cannot be compared now: There is not enough memory for a network of 8 layers."
+    assert outcome.sentence == sentence
 
 
 def test_it_says_first_how_long_it_takes(verify):

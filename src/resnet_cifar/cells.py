@@ -10,6 +10,8 @@ from resnet_cifar.errors import InputError
 NETS = {"resnet": "ResNet", "plain": "Plain"}
 SEEDS = 2**32
 """Seeds are below it: a longer one would share some of its random numbers with another seed."""
+DATA, RUNS, RESULTS, SCRATCH = Path("data/cifar10.safetensors"), Path("runs"), Path("results"), Path("scratch")
+"""Where a checkout has the preprocessed data set, finished runs, their evaluations and the interrupted ones' states."""
 
 
 @dataclass(frozen=True, order=True)

@@ -15,7 +15,15 @@ class InputError(ReportedError, ValueError):
 
 
 class TrainingError(ReportedError):
-    """A network cannot be trained to its end: it diverges, or the device has too little memory."""
+    """Cells could not be trained to their end, or another process trains one."""
+
+
+class Interrupted(Exception):  # noqa: N818
+    """The process was asked to stop by ``signum``; what had to be saved is saved."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(signum)
+        self.signum = signum
 
 
 @contextmanager
@@ -45,7 +53,7 @@ def exit_with(main: Callable[[], None]) -> None:
     """Run a command's ``main``; what a user can mend becomes one line on stderr and exit code 1.
 
     That is a :class:`ReportedError`, and an ``OSError`` such as a full disk. Ctrl-C gives 130 and SIGTERM 143, both
-    after everything that was begun is cleaned up.
+    after everything that was begun is cleaned up, or saved (:class:`Interrupted`).
     """
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
@@ -55,5 +63,7 @@ def exit_with(main: Callable[[], None]) -> None:
         sys.exit(f"error: {error}")
     except OSError as error:
         sys.exit(f"error: {f'{error.filename}: ' if error.filename else ''}{error.strerror or error}.")
+    except Interrupted as interrupted:
+        sys.exit(128 + interrupted.signum)
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)

@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -48,6 +48,35 @@ def write_whole(path: Path, content: bytes, shared: bool = False) -> None:
     """
     with whole(path, shared) as temporary:
         temporary.write_bytes(content)
+
+
+@contextmanager
+def locked(path: Path, on_wait: Callable[[], None]) -> Iterator[int]:
+    """Hold a lock file against other processes; give its descriptor, which a child process may inherit.
+
+    The lock is free when every process that has the descriptor has left the block or ended, whatever ended it.
+
+    Parameters
+    ----------
+    path : Path
+        The file, made if it is missing.
+    on_wait : callable
+        Called once if another process holds it, which is then waited for.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be written.
+    """
+    import fcntl  # not on every system, and nothing is locked where it is missing
+
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            on_wait()
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield file.fileno()
 
 
 def sha256(path: Path) -> str:

@@ -40,7 +40,10 @@ _Loader.add_constructor(_INT, lambda _, node: int(node.value.replace("_", "")))
 def as_list(value: Any) -> list[Any]:
     """One value, a sequence, or text with commas, as a list: ``9``, ``[3, 9]`` and ``"3,9"`` are all accepted."""
     if isinstance(value, str):
-        return [yaml.load(part, _Loader) for part in value.split(",")]
+        try:
+            return [yaml.load(part, _Loader) for part in value.split(",")]
+        except yaml.YAMLError:  # of which pydantic makes no sentence
+            raise ValueError(f"{value!r} should be a value, or several with commas between them") from None
     return list(value) if hasattr(value, "__iter__") else [value]
 
 
@@ -139,7 +142,7 @@ class Study(_Section):
                 f"train.milestones: {train.milestones[-1]} is past the end; "
                 f"each must be below train.iterations, {train.iterations}"
             )
-        if train.warmup.iterations >= train.iterations:
+        if max(self.cells.n) >= train.warmup.min_n and train.warmup.iterations >= train.iterations:
             raise ValueError(
                 f"train.warmup.iterations: {train.warmup.iterations} is past the end; "
                 f"it must be below train.iterations, {train.iterations}"

@@ -10,6 +10,9 @@ from collections.abc import Callable
 LINE_EVERY = 10.0
 BAR_EVERY = 0.2
 
+Say = Callable[[str], None]
+"""What lines for the user go to."""
+
 
 def clock(seconds: float) -> str:
     """Seconds as a person says them: ``42 s``, ``3 min 20 s``, ``2 h 05 min``."""
@@ -36,7 +39,7 @@ class Progress:
         Gets the lines; by default stderr does.
     """
 
-    def __init__(self, label: str, total: int, start: int = 0, write_line: Callable[[str], None] | None = None) -> None:
+    def __init__(self, label: str, total: int, start: int = 0, write_line: Say | None = None) -> None:
         self.label, self.total, self.start, self.write_line = label, total, start, write_line
         self.began = self.shown = time.monotonic()
         self.terminal = write_line is None and sys.stderr is not None and sys.stderr.isatty()

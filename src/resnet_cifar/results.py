@@ -1,6 +1,5 @@
 """results/<cell>: a cell's evaluation, written from its checkpoint and read back by the report."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +17,7 @@ from resnet_cifar.native.library import Library, Unavailable
 from resnet_cifar.numerics.data import Dataset
 from resnet_cifar.numerics.models import CifarResNet
 from resnet_cifar.numerics.weights import digest
+from resnet_cifar.progress import Say
 from resnet_cifar.responses import layer_responses
 from resnet_cifar.settings import Settings
 from resnet_cifar.training.engines import Computer, load_native, native_arithmetic, native_can
@@ -69,7 +69,7 @@ class Evaluator:
         Gets the lines that a user should see.
     """
 
-    def __init__(self, data: Dataset, data_digest: str, settings: Settings, say: Callable[[str], None]) -> None:
+    def __init__(self, data: Dataset, data_digest: str, settings: Settings, say: Say) -> None:
         self.data, self.data_digest, self.settings, self.say = data, data_digest, settings, say
         self.computer = Computer(settings, say)
 
@@ -126,14 +126,11 @@ class Evaluator:
             raise InputError(f"{cell} is not what its {files.record.name} says ({error}): train it again.") from None
         if trained_by == "native":
             try:
-                if library := self.computer.native or load_native(self.settings, self.say):
-                    return library
-                reason = "RESNET_CIFAR_SIMD is 'none'"
+                return self.computer.native or load_native(self.settings, self.say)
             except Unavailable as error:
-                reason = str(error)
-            raise InputError(
-                f"{cell} was trained by the native engine, which must evaluate it and cannot be used here: {reason}."
-            )
+                raise InputError(
+                    f"{cell} was trained by the native engine, which must evaluate it and cannot be used here: {error}."
+                ) from None
         supported = native_can(model.architecture.net, model.architecture.shortcut)
         return self.computer.native if trained_by is None and supported else None
 

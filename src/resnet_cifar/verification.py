@@ -3,18 +3,17 @@
 The native engine's bytes are promised on every processor. So its runs alone are verified.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
 
 from resnet_cifar.cells import Cell, run_files
-from resnet_cifar.errors import InputError, TrainingError
-from resnet_cifar.native.library import Unavailable
+from resnet_cifar.errors import InputError, Interrupted, ReportedError
 from resnet_cifar.numerics.run import DivergedError
 from resnet_cifar.params import Study
-from resnet_cifar.progress import Progress, clock
+from resnet_cifar.progress import Progress, Say, clock
 from resnet_cifar.settings import Settings
 from resnet_cifar.sweep.estimate import estimate
 from resnet_cifar.training import record
@@ -23,7 +22,7 @@ from resnet_cifar.training.engines import load_native, native_arithmetic
 from resnet_cifar.training.record import AlteredError, Record, RecordError
 from resnet_cifar.training.session import Session
 from resnet_cifar.training.states import StateFile
-from resnet_cifar.training.stop import Interrupted, StopSignal
+from resnet_cifar.training.stop import StopSignal
 
 
 class Verdict(Enum):
@@ -80,7 +79,7 @@ def verify(
     runs: Path,
     scratch: Path,
     settings: Settings,
-    say: Callable[[str], None],
+    say: Say,
 ) -> Iterator[Finding]:
     """Train the beginnings of cells once more, by the native engine, and compare each evaluation with the finished run.
 
@@ -124,8 +123,6 @@ def verify(
     if not records:
         return
     library = load_native(settings, say)
-    if not library:
-        raise Unavailable("RESNET_CIFAR_SIMD is 'none'")
     # An engine of other sources begins anew: what is compared is what this one computes.
     scratch = scratch / f"verify-{library.path.stem}"
     session = Session(study, data, runs, scratch, replace(settings, device="cpu"), say)
@@ -208,8 +205,9 @@ class _Comparison:
         trained = 0
         try:
             run = CellRun(self.session, cell)
-        except TrainingError as error:
-            finding = Finding(cell, Verdict.NOT_COMPARED, f"{cell} cannot be compared now: {error}.")
+        except ReportedError as error:  # another process trains it, or there is not enough memory
+            sentence = f"{cell} cannot be compared now: {str(error).rstrip('.')}."
+            finding = Finding(cell, Verdict.NOT_COMPARED, sentence)
         else:
             self.locks.callback(run.lock.release)
             finding = self._train(run, published)

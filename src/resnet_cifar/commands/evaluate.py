@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from resnet_cifar import dataset, settings
-from resnet_cifar.cells import Cell
+from resnet_cifar.cells import DATA, RESULTS, RUNS, Cell
 from resnet_cifar.errors import exit_with
 from resnet_cifar.files import check_no_link, sha256
 from resnet_cifar.progress import say
@@ -31,9 +31,9 @@ def _main() -> None:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--data", type=Path, default="data/cifar10.safetensors", help="the preprocessed data set")
-    parser.add_argument("--runs", type=Path, default="runs", help="folder of the finished runs")
-    parser.add_argument("--results", type=Path, default="results", help="folder of the results")
+    parser.add_argument("--data", type=Path, default=DATA, help="the preprocessed data set")
+    parser.add_argument("--runs", type=Path, default=RUNS, help="folder of the finished runs")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the results")
     parser.add_argument("--cells", nargs="+", required=True, metavar="CELL", help="the cells to evaluate")
     args = parser.parse_args()
 

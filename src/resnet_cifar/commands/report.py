@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 from resnet_cifar import params
+from resnet_cifar.cells import RESULTS, RUNS
 from resnet_cifar.errors import exit_with, needs_extra
 from resnet_cifar.progress import say
 
@@ -25,8 +26,8 @@ def _main() -> None:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--runs", type=Path, default="runs", help="folder of the finished runs")
-    parser.add_argument("--results", type=Path, default="results", help="folder of their evaluations")
+    parser.add_argument("--runs", type=Path, default=RUNS, help="folder of the finished runs")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of their evaluations")
     parser.add_argument(
         "--throughput",
         type=Path,

@@ -1,16 +1,15 @@
 """``python stages/train.py``: train cells."""
 
 import argparse
-import sys
 from pathlib import Path
 
 from resnet_cifar import params, settings
-from resnet_cifar.cells import run_files, select
+from resnet_cifar.cells import DATA, RUNS, SCRATCH, run_files, select
 from resnet_cifar.errors import TrainingError, exit_with
 from resnet_cifar.files import check_no_link
 from resnet_cifar.progress import say
 from resnet_cifar.training.session import Session
-from resnet_cifar.training.stop import Interrupted, end_with_parent
+from resnet_cifar.training.stop import end_with_parent
 from resnet_cifar.training.train import train_cells
 
 EPILOG = f"""\
@@ -40,9 +39,9 @@ def _main() -> None:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--data", type=Path, default="data/cifar10.safetensors", help="the preprocessed data set")
-    parser.add_argument("--runs", type=Path, default="runs", help="folder of the finished runs")
-    parser.add_argument("--scratch", type=Path, default="scratch", help="folder of the interrupted runs' states")
+    parser.add_argument("--data", type=Path, default=DATA, help="the preprocessed data set")
+    parser.add_argument("--runs", type=Path, default=RUNS, help="folder of the finished runs")
+    parser.add_argument("--scratch", type=Path, default=SCRATCH, help="folder of the interrupted runs' states")
     parser.add_argument("--cells", nargs="+", default=["*"], metavar="CELL", help="cells or patterns (default: all)")
     args = parser.parse_args()
 
@@ -55,9 +54,6 @@ def _main() -> None:
         check_no_link(run_files(args.runs, cell).weights)
     session = Session(study, args.data, args.runs, args.scratch, settings.read(), say)
     session.check_engine()
-    try:
-        failed = train_cells(session, cells)
-    except Interrupted as interrupted:
-        sys.exit(128 + interrupted.signum)
+    failed = train_cells(session, cells)
     if failed:
         raise TrainingError("; ".join(f"{cell}: {reason}" for cell, reason in failed.items()))

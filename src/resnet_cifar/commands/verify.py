@@ -5,11 +5,10 @@ import sys
 from typing import Any
 
 from resnet_cifar import params, settings
-from resnet_cifar.cells import select
+from resnet_cifar.cells import DATA, RUNS, SCRATCH, select
 from resnet_cifar.errors import InputError
 from resnet_cifar.native.build import Unavailable
 from resnet_cifar.progress import say
-from resnet_cifar.training.stop import Interrupted
 
 NOT_COMPARED = 3
 UNAVAILABLE = 4
@@ -64,7 +63,7 @@ def _run(args: argparse.Namespace) -> None:
     known = study.list_cells()
     chosen = known if args.all else select(args.cells, known) or [min(known, key=lambda cell: cell.n)]
 
-    from resnet_cifar.sweep.checkout import DATA, RUNS, SCRATCH  # here, since torch takes seconds to come
+    # Here, since torch takes seconds to come.
     from resnet_cifar.verification import Verdict, last_evaluation, table, verify
 
     last = last_evaluation(study, args.iterations)
@@ -79,8 +78,6 @@ def _run(args: argparse.Namespace) -> None:
             "processor with AVX2, AVX-512 or NEON, and a C++ compiler such as g++."
         )
         otherwise = UNAVAILABLE
-    except Interrupted as interrupted:
-        sys.exit(128 + interrupted.signum)
     if len(findings) > 1:
         print(table(findings))
     found = {finding.verdict for finding in findings}

@@ -13,21 +13,20 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
 
+from resnet_cifar.files import locked, whole
 from resnet_cifar.native.sets import COMMON, EXACT, GCC, LINK, Set
+from resnet_cifar.progress import Say
 
 HERE = Path(__file__).resolve().parent
 SOURCES = HERE / "cpp"
 SHIPPED = HERE / "lib"
 KEPT = 4
 DAY = 86_400.0
-
-Say = Callable[[str], None]
 
 
 class Unavailable(Exception):  # noqa: N818
@@ -95,8 +94,9 @@ def cached(wanted: Object, say: Say) -> Path:
         folder = _cache()
         path = folder / wanted.name
         if not path.exists():
-            with _lock(folder, say):
-                if not path.exists():
+            waiting = "waiting for another process to compile the native engine"
+            with locked(folder / "lock", lambda: say(waiting)):
+                if not path.exists():  # the other process has made it
                     make(wanted, folder, say)
                     _prune(folder, wanted.set)
         with suppress(OSError):  # a cache that is only read
@@ -114,7 +114,7 @@ def cached(wanted: Object, say: Say) -> Path:
         raise Unavailable(f"there is no folder to compile it in ({error})") from None
 
 
-def make(wanted: Object, folder: Path, say: Say) -> Path:
+def make(wanted: Object, folder: Path, say: Say) -> None:
     """Compile an object into ``folder``, so that it is there whole or not at all.
 
     Raises
@@ -125,21 +125,12 @@ def make(wanted: Object, folder: Path, say: Say) -> Path:
         If the folder cannot be written.
     """
     compiler = _compiler()
-    path = folder / wanted.name
-    unfinished = path.with_suffix(".part")
-    unfinished.touch()
-    say(f"compiling the native engine for {wanted.set.name} with {shlex.join(compiler)}: some 20 seconds, once")
-    try:
-        with tempfile.TemporaryDirectory() as name:
-            compile_into(Path(name), wanted, compiler)
-            run([*compiler, *LINK, "engine.o", "cpu.o", "-o", "engine.so"], Path(name))
-            shutil.copyfile(Path(name) / "engine.so", unfinished)
-        with unfinished.open("rb+") as file:
-            os.fsync(file.fileno())  # else a power cut could leave its name without its content
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
-    return path
+    with whole(folder / wanted.name) as unfinished, tempfile.TemporaryDirectory() as name:
+        unfinished.touch()  # whether the folder can be written, before the work
+        say(f"compiling the native engine for {wanted.set.name} with {shlex.join(compiler)}: some 20 seconds, once")
+        compile_into(Path(name), wanted, compiler)
+        run([*compiler, *LINK, "engine.o", "cpu.o", "-o", "engine.so"], Path(name))
+        shutil.copyfile(Path(name) / "engine.so", unfinished)
 
 
 def compile_into(folder: Path, wanted: Object, compiler: list[str]) -> None:
@@ -205,23 +196,9 @@ def _own_folder() -> tempfile.TemporaryDirectory[str]:
     return tempfile.TemporaryDirectory(prefix="resnet-cifar-")
 
 
-@contextmanager
-def _lock(folder: Path, say: Say) -> Iterator[None]:
-    """One process at a time: the others wait and find what it has compiled."""
-    import fcntl  # not on every system, and nothing is compiled where it is missing
-
-    with (folder / "lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            say("waiting for another process to compile the native engine")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
 def _prune(folder: Path, each: Set) -> None:
     """Remove the set's objects that were not used for a day, but for the last few; and what a killed build left."""
-    paths = [*folder.glob(f"{each.name}-*.so"), *folder.glob(f"{each.name}-*.part")]
+    paths = [*folder.glob(f"{each.name}-*.so"), *folder.glob(f".{each.name}-*.part")]
     used = {path: path.stat().st_mtime for path in paths}
     for path in sorted(used, key=used.__getitem__)[:-KEPT]:
         if used[path] < time.time() - DAY:

@@ -1,7 +1,6 @@
 """Load the native engine for this processor and declare its C interface, cpp/engine.h, to ctypes."""
 
 import ctypes
-from collections.abc import Callable
 from contextlib import suppress
 from ctypes import POINTER, c_char_p, c_double, c_float, c_int, c_int32, c_int64, c_void_p
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from resnet_cifar.errors import InputError
 from resnet_cifar.native import build
 from resnet_cifar.native.build import Object, Unavailable
 from resnet_cifar.native.sets import FAST, Set, compilable, runnable
+from resnet_cifar.progress import Say
 
 
 class ImagesStruct(ctypes.Structure):
@@ -83,7 +83,7 @@ class Library:
     functions: ctypes.CDLL
 
 
-def load(name: str | None, say: Callable[[str], None]) -> Library:
+def load(name: str | None, say: Say) -> Library:
     """Load the engine, compiling it at first use.
 
     Parameters
@@ -115,7 +115,7 @@ def load(name: str | None, say: Callable[[str], None]) -> Library:
     raise Unavailable(reasons[0] if reasons else f"this processor has none of {', '.join(each.name for each in FAST)}")
 
 
-def _library(each: Set, say: Callable[[str], None]) -> Library:
+def _library(each: Set, say: Say) -> Library:
     wanted = Object.of(each)
     path, functions = _open(wanted, say)
     for function, (result, arguments) in SIGNATURES.items():
@@ -128,7 +128,7 @@ def _library(each: Set, say: Callable[[str], None]) -> Library:
     return Library(functions.rc_set().decode(), functions.rc_bits(), wanted.digest, path, functions)
 
 
-def _open(wanted: Object, say: Callable[[str], None]) -> tuple[Path, ctypes.CDLL]:
+def _open(wanted: Object, say: Say) -> tuple[Path, ctypes.CDLL]:
     """The shipped object, unless this machine's C library is too old for it; else the cached one."""
     path = build.shipped(wanted)
     with suppress(OSError):

@@ -82,7 +82,10 @@ def describe_degradation(outcome: Outcome) -> str:
     more = rises["plain"] - rises["resnet"]
     lines.append(f"- The change of the plain networks less that of the residual ones: {_difference(more)}.")
     intervals = "; 95% intervals are Student's t of the differences seed by seed" if outcome.runs >= LEAST else ""
-    return f"Training error over the last {length:,} iterations, {_runs(outcome)}{intervals}:\n\n" + "\n".join(lines)
+    return (
+        f"Training error over the last {length:,} iterations, {outcome.basis} of each network{intervals}:\n\n"
+        + "\n".join(lines)
+    )
 
 
 def draw_responses(_: Study, outcome: Outcome, path: Path) -> None:
@@ -118,8 +121,8 @@ def describe_responses(outcome: Outcome) -> str:
     ]
     return (
         "Standard deviation of each 3x3 layer's response on the first 200 test images, after batch normalisation and "
-        f"before nonlinearity and addition, {_runs(outcome)}. The mean over all layers, plain and residual: "
-        f"{', '.join(depths)}."
+        f"before nonlinearity and addition, {outcome.basis} of each network. The mean over all layers, plain and "
+        f"residual: {', '.join(depths)}."
     )
 
 
@@ -157,7 +160,3 @@ def _difference(points: pd.Series) -> str:
         f"{summary.mean:+.2f} points (95% interval {interval(summary.interval)}"
         f"{', which holds 0' if low <= 0 <= high else ''})"
     )
-
-
-def _runs(outcome: Outcome) -> str:
-    return f"mean of {outcome.runs} runs" if outcome.runs > 1 else "one run of each network"

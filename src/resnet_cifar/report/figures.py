@@ -115,7 +115,7 @@ def training(study: Study, outcome: Outcome, path: Path) -> None:
             for key, label, color in shown:
                 draw_curve(axes, curves, key, alpha=0.25, color=color, linewidth=1.5, label=label)
             mark_schedule(axes, study)
-            axes.set(title=f"{network}, {_basis(outcome)}", ylim=(0, min(100, 2.5 * final)))
+            axes.set(title=f"{network}, {outcome.basis}", ylim=(0, min(100, 2.5 * final)))
         for axes in panels[len(networks) :]:
             axes.set_axis_off()
         # The panel above a missing one is the last of its column and says its own iterations.
@@ -162,16 +162,11 @@ def confusion(_: Study, outcome: Outcome, path: Path) -> None:
         axes.set(
             xlabel="Predicted class",
             ylabel="True class",
-            title=f"{network}, {_basis(outcome)}: where the test images of each class go (%)",
+            title=f"{network}, {outcome.basis}: where the test images of each class go (%)",
         )
         axes.grid(visible=False)
         axes.spines[:].set_visible(False)
         made.colorbar(image, label="Mistaken for another class (%)", shrink=0.8)
-
-
-def _basis(outcome: Outcome) -> str:
-    """How many runs a network's panel stands on."""
-    return "1 run" if outcome.runs == 1 else f"mean of {outcome.runs} runs"
 
 
 @dataclass(frozen=True)

@@ -70,6 +70,11 @@ class Outcome:
         return self.cells["seed"].nunique()
 
     @property
+    def basis(self) -> str:
+        """On how many runs of each network a figure or a mean stands, in words."""
+        return "1 run" if self.runs == 1 else f"mean of {self.runs} runs"
+
+    @property
     def compares(self) -> bool:
         """Whether it may stand beside what others report."""
         return not self.differences

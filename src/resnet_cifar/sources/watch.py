@@ -95,5 +95,6 @@ def watch(
                     raise SourceError(f"less than {limits.rate / 1e3:g} kB/s for {limits.window:g} s")
     finally:
         stop()
+        progress.clear()
     if failure:
         raise failure[0]

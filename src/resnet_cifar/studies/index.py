@@ -16,6 +16,8 @@ from resnet_cifar.report.text import interval, listed, markdown, number
 
 IDENTITY = {"net", "n", "seed", "eval_every", "precision"}
 """Fields of a recipe that say which cell it is or where it is looked at; of the precision the one in force counts."""
+COLUMNS = ["cell", "network", "seed", "test_error", "engine", "precision"]
+"""What is read of results.csv."""
 HEAD = """\
 # Studies
 
@@ -124,7 +126,7 @@ def _changed(one: Kept, base: Kept) -> dict[str, tuple[object, object, object]]:
 
 def _read(folder: Path) -> Kept:
     try:
-        results = pd.read_csv(folder / "results.csv")
+        results = pd.read_csv(folder / "results.csv", usecols=COLUMNS)
     except (OSError, ValueError):
         raise InputError(
             f"{folder} is not a kept study (its results.csv cannot be read): `git checkout` restores it, or delete it."

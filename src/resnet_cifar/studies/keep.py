@@ -11,7 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -24,11 +24,13 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from resnet_cifar import params
+from resnet_cifar.cells import SCRATCH
 from resnet_cifar.errors import InputError
 from resnet_cifar.params import Study
+from resnet_cifar.progress import Say
 from resnet_cifar.studies import index
 from resnet_cifar.studies.remote import STAGES, configure, find_remote, push
-from resnet_cifar.sweep.checkout import SCRATCH, check_checkout
+from resnet_cifar.sweep.checkout import check_checkout
 from resnet_cifar.sweep.ledger import subprocess_environment
 from resnet_cifar.training.stop import end_with_parent
 
@@ -39,8 +41,6 @@ LOCK, PARAMS, INDEX = "dvc.lock", "params.yaml", "README.md"
 DVC, SWEEP = "dvc", "resnet-cifar sweep"
 MODULES = {DVC: ["dvc"], SWEEP: ["resnet_cifar.commands.cli", "sweep"]}
 """How Python runs a command."""
-
-Say = Callable[[str], None]
 
 
 def keep(name: str, source: Path | None, say: Say) -> None:

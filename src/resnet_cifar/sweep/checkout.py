@@ -6,15 +6,14 @@ from pathlib import Path
 
 import resnet_cifar
 from resnet_cifar import params
-from resnet_cifar.cells import Cell, RunFiles, run_files
+from resnet_cifar.cells import DATA, RUNS, Cell, RunFiles, run_files
 from resnet_cifar.errors import InputError
 from resnet_cifar.files import sha256
 from resnet_cifar.params import Study
 from resnet_cifar.training import record
 from resnet_cifar.training.engines import code_digest, native_arithmetic
-from resnet_cifar.training.record import Arithmetic, Question
+from resnet_cifar.training.record import Arithmetic, Question, Record, RecordError
 
-DATA, RUNS, SCRATCH = Path("data/cifar10.safetensors"), Path("runs"), Path("scratch")
 FILES = ("weights", "history", "record")
 """The files of a run, as :class:`RunFiles` names them."""
 PACKAGE = Path(resnet_cifar.__file__).resolve().parent
@@ -53,32 +52,42 @@ class Checkout:
                 "recorded: put them back, or start the sweep again for the cells as they are now."
             )
 
-    def difference(self, cell: Cell, files: RunFiles) -> str | None:
-        """Why the files are not a run of ``cell`` that may be recorded here, in words; None if they are.
+    def read_run(self, cell: Cell, files: RunFiles) -> Record:
+        """Read a run of ``cell`` that may be recorded here.
 
         It may come from another machine. The native engine's bytes are the same everywhere; torch's have to come from
         this code at least.
+
+        Raises
+        ------
+        RecordError
+            If it may not, in words.
         """
         question = Question(cell=cell.name, parameters=self.study.recipe(cell).digest, data=self.data)
-        return record.difference(files, question) or self._difference_of_code(record.read(files).arithmetic)
+        found = record.read_answer(files, question)
+        if reason := self._difference_of_code(found.arithmetic):
+            raise RecordError(reason)
+        return found
+
+    def engine(self, cell: Cell) -> str | None:
+        """The engine of the cell's finished run in ``runs/``; None if there is none."""
+        try:
+            return self.read_run(cell, run_files(RUNS, cell)).arithmetic.engine
+        except RecordError:
+            return None
 
     def has_run(self, cell: Cell) -> bool:
         """Whether a finished run of the cell lies in ``runs/``."""
-        return self.difference(cell, run_files(RUNS, cell)) is None
+        return self.engine(cell) is not None
 
     def engines(self, cells: list[Cell]) -> dict[Cell, str]:
         """The engines of those of the cells whose finished runs lie in ``runs/``."""
-        return {cell: engine_of(run_files(RUNS, cell)) for cell in cells if self.has_run(cell)}
+        return {cell: engine for cell in cells if (engine := self.engine(cell))}
 
     def _difference_of_code(self, arithmetic: Arithmetic) -> str | None:
         if arithmetic.engine == native_arithmetic().engine:
             return arithmetic.difference(native_arithmetic())
         return arithmetic.difference(arithmetic.model_copy(update={"code": self.code}))
-
-
-def engine_of(files: RunFiles) -> str:
-    """The engine that trained a cell, from files that :meth:`Checkout.difference` found to be a run."""
-    return record.read(files).arithmetic.engine
 
 
 def check_checkout() -> None:

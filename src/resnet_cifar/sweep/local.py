@@ -8,10 +8,11 @@ from collections.abc import Callable
 
 import torch
 
-from resnet_cifar.cells import Cell, run_files
+from resnet_cifar.cells import DATA, RUNS, SCRATCH, Cell, run_files
+from resnet_cifar.errors import Interrupted
+from resnet_cifar.progress import Say
 from resnet_cifar.settings import Settings
-from resnet_cifar.sweep.checkout import DATA, RUNS, SCRATCH
-from resnet_cifar.training.stop import Interrupted, StopSignal, end_with_parent
+from resnet_cifar.training.stop import StopSignal, end_with_parent
 
 LOOK_EVERY = 0.2
 
@@ -35,7 +36,7 @@ def train(
     on: list[str],
     has_run: Callable[[Cell], bool],
     record: Callable[[Cell], None],
-    say: Callable[[str], None],
+    say: Say,
     lock: int,
 ) -> list[str]:
     """Train cells on all devices, and record each as soon as its files are there.
@@ -125,7 +126,7 @@ class _Worker:
         ended = f"by signal {-self.process.returncode}" if self.process.returncode < 0 else f"with {self.last!r}"
         return f"{', '.join(map(str, self.waiting))}: the training process on {self.device} ended {ended}"
 
-    def look(self, has_run: Callable[[Cell], bool], record: Callable[[Cell], None], say: Callable[[str], None]) -> None:
+    def look(self, has_run: Callable[[Cell], bool], record: Callable[[Cell], None], say: Say) -> None:
         """Pass on the new lines and record the cells that are done."""
         *lines, self.unread = (self.unread + self.log.read()).split("\n")
         for line in lines:

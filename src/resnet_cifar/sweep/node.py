@@ -19,14 +19,14 @@ import numpy as np
 import ray
 
 from resnet_cifar import native, numerics
-from resnet_cifar.cells import Cell, run_files
+from resnet_cifar.cells import DATA, Cell, run_files
 from resnet_cifar.errors import InputError
 from resnet_cifar.files import sha256_of
 from resnet_cifar.native.library import Unavailable
 from resnet_cifar.params import Study
 from resnet_cifar.settings import Settings
 from resnet_cifar.settings import read as read_settings
-from resnet_cifar.sweep.checkout import DATA, FILES
+from resnet_cifar.sweep.checkout import FILES
 from resnet_cifar.training.engines import load_native
 from resnet_cifar.training.session import Session
 from resnet_cifar.training.train import train_cells
@@ -95,8 +95,7 @@ def unfitness(expected: Expected, simd: str | None) -> str | None:
     if expected.native:
         try:
             own = read_settings()
-            if not load_native(replace(own, simd=simd or own.simd), lambda _: None):  # as settings_here has it
-                raise Unavailable("RESNET_CIFAR_SIMD is 'none'")
+            load_native(replace(own, simd=simd or own.simd), lambda _: None)  # as settings_here has it
         except (Unavailable, InputError) as error:
             return f"its native engine cannot be used ({str(error).rstrip('.')}), the driver's can"
     return None
@@ -193,9 +192,6 @@ class _Task:
         session = Session(self.study, path, self.folder / "runs", scratch, self.settings, self.outbox.put)
         path.unlink()  # now, since a task that is killed leaves its folder behind
         return session
-
-
-# ---- On the driver, too ------------------------------------------------------------------------------------------
 
 
 def versions(torch: bool) -> dict[str, str]:

@@ -1,7 +1,5 @@
 """The ways to run a sweep, from the plan to the last line."""
 
-import fcntl
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,21 +9,19 @@ from pathlib import Path
 from dvc.exceptions import DvcException
 
 from resnet_cifar import machine, params
-from resnet_cifar.cells import Cell, RunFiles, run_files
-from resnet_cifar.errors import InputError, needs_extra
-from resnet_cifar.files import check_no_link
+from resnet_cifar.cells import DATA, RUNS, SCRATCH, Cell, RunFiles, run_files
+from resnet_cifar.errors import InputError, Interrupted, TrainingError, needs_extra
+from resnet_cifar.files import check_no_link, locked
 from resnet_cifar.numerics.graph import GraphEngine
-from resnet_cifar.progress import clock
+from resnet_cifar.progress import Say, clock
 from resnet_cifar.settings import Settings
 from resnet_cifar.sweep import local
-from resnet_cifar.sweep.checkout import DATA, FILES, RUNS, SCRATCH, Checkout, check_checkout, engine_of
+from resnet_cifar.sweep.checkout import FILES, Checkout, check_checkout
 from resnet_cifar.sweep.estimate import estimate
 from resnet_cifar.sweep.ledger import Ledger, Plan, make_data
 from resnet_cifar.training import record
 from resnet_cifar.training.engines import Computer, native_can
-from resnet_cifar.training.stop import Interrupted
-
-Say = Callable[[str], None]
+from resnet_cifar.training.record import RecordError
 
 QUICK = 1.0  # seconds in which cells are recorded one by one
 PAUSE = 10.0  # where it takes longer: the pause after a recording, in times of its length
@@ -81,11 +77,11 @@ class Sweep:
 
     def take(self, cell: Cell, files: RunFiles) -> str | None:
         """Bring a cell that was trained elsewhere to ``runs/`` and record it, or return why it does not come there."""
-        difference = self.checkout.difference(cell, files)
-        if difference:
-            return f"refused, {difference}"
         try:
+            self.checkout.read_run(cell, files)
             _bring(files, run_files(RUNS, cell))
+        except RecordError as error:
+            return f"refused, {error}"
         except OSError as error:
             return f"trained but not kept ({_line(error)})"
         self.record(cell)
@@ -154,8 +150,10 @@ def train(settings: Settings, say: Say, on_ray: bool = False, address: str | Non
 
     Raises
     ------
-    InputError
+    TrainingError
         At the end, if cells failed; it says which and why.
+    Interrupted
+        After SIGINT or SIGTERM, when what is finished is recorded.
     """
     if on_ray:
         with needs_extra("ray"):
@@ -172,13 +170,13 @@ def train(settings: Settings, say: Say, on_ray: bool = False, address: str | Non
                 devices = local.devices(settings)
                 _check_local_engines(sweep, settings, devices[0])
                 failed = local.train(stale, devices, sweep.checkout.has_run, sweep.record, say, lock)
-        except Interrupted as interrupted:
+        except Interrupted:
             sweep.settle()
             say(f"interrupted with {sweep.recorded} of {sweep.total} recorded; the same command goes on from there")
-            sys.exit(128 + interrupted.signum)
+            raise
         failed = sweep.end() + failed
     if failed:
-        raise InputError(f"{sweep.recorded} of {sweep.total} cells recorded; {'; '.join(failed)}")
+        raise TrainingError(f"{sweep.recorded} of {sweep.total} cells recorded; {'; '.join(failed)}")
     say("every cell is up to date; `dvc repro` evaluates and reports")
 
 
@@ -227,26 +225,32 @@ def record_from(source: Path, say: Say) -> None:
         engines = sweep.checkout.engines([cell for cell in study.list_cells() if cell not in cells])
         for cell in cells:
             files = run_files(source, cell)
-            refusal = sweep.checkout.difference(cell, files) or _mixture(cell, engine_of(files), engines, study)
-            failure = f"refused, {refusal}" if refusal else sweep.take(cell, files)
+            try:
+                engine = sweep.checkout.read_run(cell, files).arithmetic.engine
+                _check_mixture(cell, engine, engines, study)
+            except RecordError as error:
+                failure = f"refused, {error}"
+            else:
+                failure = sweep.take(cell, files)
             if failure:
                 say(f"{cell}: {failure}")
             else:
-                engines[cell] = engine_of(files)
+                engines[cell] = engine
         sweep.end()
     if sweep.recorded < sweep.total:
         left = sweep.total - sweep.recorded
         raise InputError(f"{left} of {_count(cells)} in {source} could not be recorded, as said above.")
 
 
-def _mixture(cell: Cell, engine: str, engines: dict[Cell, str], study: params.Study) -> str | None:
-    """In what way the table would mix engines, in words, if a cell of this engine stood beside the others."""
+def _check_mixture(cell: Cell, engine: str, engines: dict[Cell, str], study: params.Study) -> None:
+    """Raise :class:`RecordError` if the table would mix engines with a cell of this one beside the others."""
     shortcut = study.model.shortcut
     for other in engines:  # but those that on a CPU need another one
         alike = native_can(other.net, shortcut) == native_can(cell.net, shortcut)
         if alike and engines[other] != engine:
-            return f"its engine is {engine!r}, {other}'s is {engines[other]!r}, and a table must not mix engines"
-    return None
+            raise RecordError(
+                f"its engine is {engine!r}, {other}'s is {engines[other]!r}, and a table must not mix engines"
+            )
 
 
 def _check_local_engines(sweep: Sweep, settings: Settings, device: str) -> None:
@@ -274,14 +278,10 @@ def _alone(say: Say) -> Iterator[int]:
         check_no_link(run_files(RUNS, cell).weights)
     check_checkout()
     SCRATCH.mkdir(exist_ok=True)
-    with (SCRATCH / "sweep.lock").open("w") as file, _dvc_in_a_sentence():
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            say("waiting for another sweep in this checkout to end")
-            fcntl.flock(file, fcntl.LOCK_EX)
+    waiting = "waiting for another sweep in this checkout to end"
+    with locked(SCRATCH / "sweep.lock", lambda: say(waiting)) as descriptor, _dvc_in_a_sentence():
         make_data()
-        yield file.fileno()
+        yield descriptor
 
 
 @contextmanager

@@ -47,7 +47,7 @@ class CellRun:
     def __init__(self, session: Session, cell: Cell, stream: "torch.cuda.Stream | None" = None) -> None:
         self.session, self.cell, self.stream = session, cell, stream
         self.lock = CellLock(session.scratch, cell)
-        recipe = session.recipe(cell)
+        recipe = session.study.recipe(cell)
         self.question, self.arithmetic = session.question(cell), session.arithmetic(cell)
         self.run = Run(recipe, session.dataset, session.computer.engine(recipe, session.dataset, stream))
         self.state = StateFile(session.states, self.question, self.arithmetic)

@@ -1,7 +1,6 @@
 """Which engine trains on this machine, and what has to be equal for its bytes to be the same again."""
 
 import os
-from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from resnet_cifar.numerics.eager import EagerEngine
 from resnet_cifar.numerics.engine import Engine
 from resnet_cifar.numerics.graph import GraphEngine
 from resnet_cifar.numerics.protocol import Recipe
+from resnet_cifar.progress import Say
 from resnet_cifar.settings import Settings
 from resnet_cifar.training.record import Arithmetic, Circumstances
 
@@ -44,14 +44,14 @@ class Computer:
         Why there is none although one was to be expected; else empty.
     """
 
-    def __init__(self, settings: Settings, say: Callable[[str], None]) -> None:
+    def __init__(self, settings: Settings, say: Say) -> None:
         self.device = machine.choose_device(settings.device)
         self.threads = settings.threads
         configure(self.device, self.threads)
         self.code = code_digest()  # now, while it is the code that runs
         self.native: Library | None = None
         self.fallback = ""
-        if self.device.type == "cpu":
+        if self.device.type == "cpu" and settings.simd != "none":
             try:
                 self.native = load_native(settings, say)
             except library.Unavailable as error:
@@ -123,15 +123,17 @@ def native_can(net: str, shortcut: str) -> bool:
     return net == "plain" or shortcut == "A"
 
 
-def load_native(settings: Settings, say: Callable[[str], None]) -> Library | None:
-    """The native engine's library; None if the environment wants none.
+def load_native(settings: Settings, say: Say) -> Library:
+    """The native engine's library.
 
     Raises
     ------
     Unavailable
-        If it cannot be built or loaded.
+        If it cannot be built or loaded, or if the environment wants none.
     """
-    return None if settings.simd == "none" else library.load(settings.simd, say)
+    if settings.simd == "none":
+        raise library.Unavailable("RESNET_CIFAR_SIMD is 'none'")
+    return library.load(settings.simd, say)
 
 
 def native_arithmetic() -> Arithmetic:

@@ -156,24 +156,18 @@ def write(files: RunFiles, weights: bytes, history: bytes, record: bytes) -> Non
     write_whole(files.record, record)
 
 
-def difference(files: RunFiles, question: Question, arithmetic: Arithmetic | None = None) -> str | None:
-    """Why the files are not the run that is meant, in words; None if they are.
+def read_answer(files: RunFiles, question: Question) -> Record:
+    """Read a run as :func:`read` does, and check that it is of the question that is meant.
 
-    Parameters
-    ----------
-    files : RunFiles
-        A run's files.
-    question : Question
-        What they must answer.
-    arithmetic : Arithmetic, optional
-        How they must have been computed; by default in any way.
+    Raises
+    ------
+    RecordError
+        If it is of another one, or as :func:`read` says.
     """
-    try:
-        record = read(files)
-    except RecordError as error:
-        return str(error)
-    reason = record.question.difference(question)
-    return reason or (record.arithmetic.difference(arithmetic) if arithmetic else None)
+    record = read(files)
+    if reason := record.question.difference(question):
+        raise RecordError(reason)
+    return record
 
 
 def _short(value: object) -> str:

@@ -1,14 +1,13 @@
 """What the cells of one process share: parameters, data on the device, engines, folders."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 from resnet_cifar import dataset
 from resnet_cifar.cells import Cell, run_files
 from resnet_cifar.errors import InputError
 from resnet_cifar.files import sha256
-from resnet_cifar.numerics.protocol import Recipe
 from resnet_cifar.params import Study
+from resnet_cifar.progress import Say
 from resnet_cifar.settings import Settings
 from resnet_cifar.training import record, states
 from resnet_cifar.training.engines import Computer
@@ -32,9 +31,7 @@ class Session:
         Gets the lines that a user should see.
     """
 
-    def __init__(
-        self, study: Study, data: Path, runs: Path, scratch: Path, settings: Settings, say: Callable[[str], None]
-    ) -> None:
+    def __init__(self, study: Study, data: Path, runs: Path, scratch: Path, settings: Settings, say: Say) -> None:
         self.study, self.runs, self.scratch, self.settings = study, runs, scratch, settings
         self.states = states.home(scratch)
         for folder in (runs, scratch, self.states):  # now, and not after the training
@@ -45,18 +42,19 @@ class Session:
         self.computer = Computer(settings, say)  # which may compile the native engine
         self.dataset = loaded.to(self.computer.device)
 
-    def recipe(self, cell: Cell) -> Recipe:
-        return self.study.recipe(cell)
-
     def question(self, cell: Cell) -> Question:
-        return Question(cell=cell.name, parameters=self.recipe(cell).digest, data=self.data_digest)
+        return Question(cell=cell.name, parameters=self.study.recipe(cell).digest, data=self.data_digest)
 
     def arithmetic(self, cell: Cell) -> Arithmetic:
-        return self.computer.arithmetic(self.recipe(cell))
+        return self.computer.arithmetic(self.study.recipe(cell))
 
     def is_trained(self, cell: Cell) -> bool:
         """Whether the cell's files are there, with the bytes that training it here would give."""
-        return record.difference(run_files(self.runs, cell), self.question(cell), self.arithmetic(cell)) is None
+        try:
+            found = record.read_answer(run_files(self.runs, cell), self.question(cell))
+        except record.RecordError:
+            return False
+        return found.arithmetic == self.arithmetic(cell)
 
     def check_engine(self) -> None:
         """Refuse to go on with another engine where the native one has trained cells of the study already.
@@ -70,10 +68,10 @@ class Session:
             return
         for cell in self.study.list_cells():
             try:
-                found = record.read(run_files(self.runs, cell))
+                found = record.read_answer(run_files(self.runs, cell), self.question(cell))
             except record.RecordError:
                 continue
-            if found.question == self.question(cell) and found.arithmetic.engine == "native":
+            if found.arithmetic.engine == "native":
                 raise InputError(
                     f"{cell} was trained by the native engine, which cannot be used here ({self.computer.fallback}), "
                     "and a table must not mix engines: mend that, or set RESNET_CIFAR_SIMD=none to train with PyTorch."

@@ -16,14 +16,6 @@ def end_with_parent() -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
-class Interrupted(Exception):  # noqa: N818
-    """The process was asked to stop by ``signum``; what had to be saved is saved."""
-
-    def __init__(self, signum: int) -> None:
-        super().__init__(signum)
-        self.signum = signum
-
-
 class StopSignal:
     """While it is entered, SIGINT and SIGTERM are noted in ``received`` and nothing else."""
 

@@ -8,14 +8,14 @@ from typing import Any
 import torch
 
 from resnet_cifar.cells import Cell
-from resnet_cifar.errors import TrainingError
+from resnet_cifar.errors import Interrupted, ReportedError
 from resnet_cifar.numerics.engine import Turn
 from resnet_cifar.numerics.run import DivergedError
-from resnet_cifar.progress import Progress, clock
+from resnet_cifar.progress import Progress, Say, clock
 from resnet_cifar.training import memory
 from resnet_cifar.training.cell_run import CellRun
 from resnet_cifar.training.session import Session
-from resnet_cifar.training.stop import Interrupted, StopSignal
+from resnet_cifar.training.stop import StopSignal
 
 IDLE = 0.0005  # seconds
 LONG = 600.0  # seconds from which a run on a CPU is announced
@@ -25,7 +25,7 @@ OUTLOOK = 3.0  # seconds of training from which its length is told
 def train_cells(
     session: Session,
     cells: list[Cell],
-    say: Callable[[str], None] | None = None,
+    say: Say | None = None,
     on_trained: Callable[[Cell], None] = lambda _: None,
 ) -> dict[Cell, str]:
     """Train cells, the longest first, as many at once as the device takes.
@@ -76,7 +76,7 @@ class _Pack:
         self,
         session: Session,
         waiting: list[Cell],
-        say: Callable[[str], None] | None,
+        say: Say | None,
         on_trained: Callable[[Cell], None],
     ) -> None:
         self.session, self.waiting, self.on_trained = session, waiting, on_trained
@@ -89,7 +89,7 @@ class _Pack:
         self.before = 0  # iterations of the cells that are not active any more
         self.told = False
         computer = session.computer
-        recipes = [session.recipe(cell) for cell in waiting]
+        recipes = [session.study.recipe(cell) for cell in waiting]
         if recipes and computer.precision(recipes[0]) != recipes[0].precision:
             self.say(f"{computer.device} has no native {recipes[0].precision}: training in fp32")
         self.places = memory.fit_at_once(computer, recipes, session.settings.pack)
@@ -106,7 +106,8 @@ class _Pack:
         while self.waiting and len(self.active) < self.places:
             cell = self.waiting.pop(0)
             on_gpu = self.streams[0] is not None
-            if on_gpu and self.active and not memory.has_room(self.session.computer, self.session.recipe(cell)):
+            recipe = self.session.study.recipe(cell)
+            if on_gpu and self.active and not memory.has_room(self.session.computer, recipe):
                 self._put_back(cell)
                 break
             self._guard(cell, lambda cell=cell: self._begin(cell))
@@ -177,8 +178,8 @@ class _Pack:
                 f"{error.what} is not finite at iteration {error.iteration:,}; "
                 "a lower train.lr or train.precision=fp32 may help"
             )
-        except TrainingError as error:
-            reason = str(error)
+        except ReportedError as error:  # another process trains it, or the native engine cannot
+            reason = str(error).rstrip(".")
         except OSError as error:
             reason = f"{error.filename or 'a file'} cannot be written ({error.strerror or error})"
         except (torch.OutOfMemoryError, torch.AcceleratorError, MemoryError) as error:
