@@ -43,6 +43,8 @@ class Clone:
         self.run("git", "init", "--quiet")
         self.run("git", "config", "user.email", "test@localhost")
         self.run("git", "config", "user.name", "test")
+        self.run("git", "config", "commit.gpgsign", "false")
+        self.run("git", "config", "core.hooksPath", "/dev/null")
         write_tiny_cifar10(folder / "data/raw")
         self.dvc("commit", "--force", "download")
         self.save()

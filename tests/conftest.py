@@ -11,6 +11,8 @@ from typing import TypeVar
 ASKED_DEVICE = os.environ.get("RESNET_CIFAR_DEVICE", "")  # what the caller wants; tests/test_cuda.py alone follows it
 for name in [name for name in os.environ if name.startswith(("RESNET_CIFAR_", "CIFAR10_"))]:
     del os.environ[name]
+for name in ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_OBJECT_DIRECTORY"):  # of a hook or `git rebase --exec`
+    os.environ.pop(name, None)
 os.environ["OMP_NUM_THREADS"] = os.environ["RESNET_CIFAR_THREADS"] = "1"  # the tests themselves run side by side
 os.environ["RESNET_CIFAR_DEVICE"] = "cpu"
 os.environ["RESNET_CIFAR_SIMD"] = "none"

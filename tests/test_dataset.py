@@ -88,3 +88,12 @@ def test_a_missing_and_a_damaged_file_are_refused(tmp_path, tiny_data):
     (tmp_path / "data.safetensors").write_bytes(tiny_data.read_bytes()[:-1])
     with pytest.raises(InputError, match="is not a preprocessed data set"):
         dataset.load(tmp_path / "data.safetensors")
+
+
+def test_a_loaded_data_set_outlives_its_file(tiny_data, tmp_path):
+    path = tmp_path / "data.safetensors"
+    path.write_bytes(tiny_data.read_bytes())
+    loaded = dataset.load(path)
+    with path.open("r+b") as file:
+        file.write(bytes(path.stat().st_size))
+    assert torch.equal(loaded.train.images, dataset.load(tiny_data).train.images)

@@ -12,7 +12,7 @@ from conftest import ROOT
 from resnet_cifar import settings
 from resnet_cifar.errors import InputError
 from resnet_cifar.native.library import Unavailable
-from resnet_cifar.numerics import bits
+from resnet_cifar.numerics import bits, determinism
 from resnet_cifar.numerics.eager import EagerEngine
 from resnet_cifar.training import engines, memory
 from resnet_cifar.training.engines import Computer, code_digest
@@ -150,3 +150,15 @@ def test_a_footprint_is_more_than_the_activations_that_the_backward_pass_needs(d
     assert memory.footprint(deep, "fp32") > 4 * 128 * maps + 3 * 4 * 853_018
     double = dataclasses.replace(deep, batch_size=512)
     assert memory.footprint(double, "bf16") > 2 * 512 * maps
+
+
+def test_torch_is_made_exact_and_deterministic():
+    """Whatever it was: no TF32, no kernel chosen by its time, an error for what is not deterministic."""
+    torch.backends.cudnn.benchmark = torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
+    torch.set_deterministic_debug_mode("default")
+    determinism.configure(torch.device("cpu"), 1)
+    assert not torch.backends.cudnn.benchmark
+    assert not torch.backends.cudnn.allow_tf32
+    assert not torch.backends.cuda.matmul.allow_tf32
+    with pytest.raises(RuntimeError, match="deterministic"):
+        torch.zeros(3).put_(torch.tensor([0]), torch.ones(1))

@@ -30,9 +30,9 @@ def logits_of(*rows: list[float]) -> np.ndarray:
 
 
 def test_measure_by_hand():
-    """Four images of three classes: right at 0.5, wrong at 0.6 (its class has 0.3), right at 0.8, wrong at 0.8 (0.1).
+    """Four images of three classes: right at 0.5, wrong at 0.65 (its class has 0.3), right at 0.8, wrong at 0.8 (0.1).
 
-    Bins are 1/15 wide, so 0.5 and 0.6 and the two 0.8 fall in three bins: gaps 0.5, -0.6 and (1 - 1.6).
+    Bins are 1/15 wide, so 0.5 and 0.65 and the two 0.8 fall in three bins: gaps 0.5, -0.65 and (1 - 1.6).
     """
     logits = logits_of([0.5, 0.25, 0.25], [0.65, 0.3, 0.05], [0.1, 0.1, 0.8], [0.1, 0.1, 0.8])
     measured = measure(logits, np.array([0, 1, 2, 0]))

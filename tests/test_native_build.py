@@ -6,6 +6,7 @@ Here with sources of a few lines in place of the engine's, and a cache of each t
 import os
 import platform
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -64,9 +65,8 @@ def cached(tmp_path: Path) -> list[str]:
 def test_it_is_compiled_once_and_says_so(tmp_path, monkeypatch):
     said: list[str] = []
     first = load(None, said.append)
-    assert [line.split(":")[0] for line in said] == [
-        f"compiling the native engine for {sets.runnable()[0].name} with c++"
-    ]
+    assert len(said) == 1
+    assert re.match(rf"compiling the native engine for {sets.runnable()[0].name} with \S+: ", said[0])
     monkeypatch.setenv("PATH", "")
     assert load(None, said.append).path == first.path
     assert len(said) == 1
@@ -117,14 +117,15 @@ def test_without_a_compiler(tmp_path, monkeypatch):
 
 def test_an_error_of_the_compiler_is_told(sources, tmp_path):
     (sources / "engine.cpp").write_text("#warning first\nint broken(;\n")
-    with pytest.raises(Unavailable, match=r"^c\+\+ could not compile it \(engine\.cpp:2:12: error: .+\)$"):
+    with pytest.raises(Unavailable, match=r"^\S+ could not compile it \(engine\.cpp:2:12: error: .+\)$"):
         load(None, print)
     assert cached(tmp_path) == []
 
 
 def test_two_processes_compile_it_once(sources, tmp_path, monkeypatch):
     compiler = tmp_path / "compiler"
-    compiler.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/calls\nsleep 0.2\nexec c++ "$@"\n')
+    real = shlex.join(build._compiler())
+    compiler.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/calls\nsleep 0.2\nexec {real} "$@"\n')
     compiler.chmod(0o755)
     monkeypatch.setenv("CXX", str(compiler))
     monkeypatch.setenv("PYTHONPATH", str(ROOT / "src"))

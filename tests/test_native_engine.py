@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, drain
+from conftest import ROOT, drain, needs_native
 from native_runs import integers
 
 from resnet_cifar.errors import InputError
@@ -23,6 +23,7 @@ from resnet_cifar.numerics.protocol import Recipe
 from resnet_cifar.numerics.run import Run
 from resnet_cifar.numerics.weights import digest
 
+pytestmark = needs_native
 GOLDEN = json.loads((ROOT / "tests/golden/cells.json").read_text())
 BASE = {
     "seed": 3,

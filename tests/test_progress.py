@@ -4,10 +4,11 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from resnet_cifar.progress import clock
+from resnet_cifar.progress import Progress, clock
 
 WORK = """
 import sys
@@ -81,3 +82,14 @@ def test_a_bar_is_removed_where_something_else_is_to_be_printed():
 )
 def test_seconds_as_a_person_says_them(seconds, text):
     assert clock(seconds) == text
+
+
+def test_the_time_left_is_that_of_what_this_process_did(monkeypatch):
+    """Begun at 40 of 100: 20 more took 10 s, so the last 40 take 20 s."""
+    now = [0.0]
+    monkeypatch.setattr("resnet_cifar.progress.time", SimpleNamespace(monotonic=lambda: now[0]))
+    lines = []
+    progress = Progress("work", 100, start=40, write_line=lines.append)
+    now[0] = 10.0
+    progress.update(60, "detail")
+    assert lines == ["work  60%  detail  20 s left"]

@@ -60,13 +60,6 @@ def test_points_of_the_curve(tiny_recipe):
     assert dataclasses.replace(made, eval_every=99).next_evaluation(0) == 10
 
 
-def test_paper_preset_is_the_papers_protocol(paper_study):
-    made = paper_study.recipe(Cell("resnet", 3, 4))
-    assert (made.net, made.n, made.seed) == ("resnet", 3, 4)
-    assert (made.batch_size, made.momentum, made.weight_decay, made.gamma) == (128, 0.9, 1e-4, 0.1)
-    assert (made.shortcut, made.normalize) == ("A", "pixel_mean")
-
-
 @pytest.mark.parametrize(("n", "iterations", "rate"), [(17, 0, 0.1), (18, 400, 0.01), (19, 400, 0.01)])
 def test_the_warm_up_is_for_deep_networks(paper_study, n, iterations, rate):
     made = resolve(paper_study, "resnet", n, 0)

@@ -24,7 +24,7 @@ from tiny import write_tiny_cifar10
 
 from resnet_cifar import dataset
 from resnet_cifar.cells import Cell, run_files
-from resnet_cifar.cifar10 import preprocess
+from resnet_cifar.cifar10 import CLASSES, preprocess
 from resnet_cifar.errors import InputError, needs_extra
 from resnet_cifar.evaluation import Measures, Result
 from resnet_cifar.files import sha256
@@ -34,6 +34,7 @@ from resnet_cifar.report import figures, paper, speed
 from resnet_cifar.report.outcome import Outcome, load
 from resnet_cifar.report.statistics import summarize
 from resnet_cifar.report.writer import write
+from resnet_cifar.responses import IMAGES
 from resnet_cifar.results import Evaluator
 from resnet_cifar.settings import Settings
 from resnet_cifar.training.record import Arithmetic, Circumstances, Question, Record
@@ -284,11 +285,13 @@ def test_the_table_of_the_paper_preset(tmp_path):
 
 
 @pytest.mark.usefixtures("no_figures")
-def test_a_paper_run_outside_the_prediction_interval_is_said_to_be(tmp_path):
+@pytest.mark.parametrize(("lowest", "said"), [(8.0, "outside 7.97 to 8.07"), (9.5, "outside 9.47 to 9.57")])
+def test_a_paper_run_outside_the_prediction_interval_is_said_to_be(tmp_path, lowest, said):
+    """8.75 is above one and below the other. s = 0.0158, t(0.975, 4)*sqrt(6/5) = 3.041, so lowest + 0.02 ± 0.048."""
     study = study_of(*PAPER, "model.n=3")
-    make_results(tmp_path, study, {f"resnet-3-{seed}": 8.0 + seed / 100 for seed in range(5)})
+    make_results(tmp_path, study, {f"resnet-3-{seed}": round(lowest + seed / 100, 2) for seed in range(5)})
     (row,) = _table((render(tmp_path, study) / "metrics.md").read_text())
-    assert row["The paper's run is"].startswith("outside ")
+    assert row["The paper's run is"] == said
 
 
 @pytest.mark.usefixtures("no_figures")
@@ -399,6 +402,7 @@ def test_validation_stands_beside_the_test_error_and_is_disclosed(rendered):
     test, validation = (float(row[f"{split} error, %"].split()[0]) for split in ("Test", "Validation"))
     assert validation == pytest.approx(test + 0.25, abs=0.021)
     assert "5,000 training images are held out" in text
+    assert "; 45,000 training images (5,000 more held out), " in text
     assert {"validation_error", "test_error"} <= set(pd.read_csv(folder / "results.csv"))
     assert {"curve_validation_error", "curve_test_error"} <= set(pd.read_csv(folder / "curves.csv"))
 
@@ -418,6 +422,7 @@ def test_machine_readable_files(rendered, tmp_path):
     assert metrics["ResNet-56"].keys() == {"error_mean", "error_std", "runs"}
     errors = results.loc[results["n"] == 9, "test_error"]
     assert metrics["ResNet-56"]["error_mean"] == pytest.approx(errors.mean(), abs=1e-4)
+    assert metrics["ResNet-56"]["error_std"] == pytest.approx(errors.std(), abs=1e-4)
     curves = pd.read_csv(folder / "curves.csv")
     assert list(curves["iteration"]) == [50, 100] * 4
 
@@ -457,6 +462,39 @@ def test_in_fp32_curve_and_table_are_one_number(tmp_path):
     make_cell(tmp_path, study, cell, 8.0, engine="cuda graph", evaluated_by="eager", curve_error=8.04)
     with pytest.raises(InputError, match=r"metrics\.json has 8 and"):
         read(tmp_path, study)
+    make_cell(tmp_path, study, cell, 8.0)
+    path = tmp_path / "results/resnet-3-0/metrics.json"
+    test = Result.parse(path.read_bytes()).test
+    _evaluate_otherwise(path, test=test.model_copy(update={"loss": test.loss + 2e-6}))
+    with pytest.raises(InputError, match=r"history\.csv ends with test error 8 and loss"):
+        read(tmp_path, study)
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_errors_by_class_and_what_a_run_costs_are_means_over_the_seeds(tmp_path):
+    """Of the two seeds 0 and 1 the means are 0.5 more than of seed 0; ResNet-56 has 10 more than ResNet-20."""
+    study = study_of("model.n=[3,9]", "train.seeds=[0,1]")
+    make_results(tmp_path, study)
+    for cell in study.list_cells():
+        level = 10.0 * (cell.n == 9) + cell.seed
+        path = tmp_path / f"results/{cell}/metrics.json"
+        test = Result.parse(path.read_bytes()).test
+        other = {"class_errors": [level + label for label in range(10)], "calibration_error": level}
+        _evaluate_otherwise(path, test=test.model_copy(update=other))
+        times = {"seconds": 100 * (1 + level), "images_per_second": 1000 * (2 + level)}
+        _edit(run_files(tmp_path / "runs", cell).record, times)
+    text = (render(tmp_path, study) / "metrics.md").read_text()
+    by_class = _table(text.partition("## Test error by class")[2])
+    assert [tuple(row) for row in by_class] == [("Network", *CLASSES)] * 2
+    assert [[*row.values()] for row in by_class] == [
+        [network, *(f"{first + label:.2f}" for label in range(10))]
+        for network, first in (("ResNet-20", 0.5), ("ResNet-56", 10.5))
+    ]
+    cost = [[*row.values()] for row in _table(text.partition("## Loss, calibration and time")[2])]
+    assert [[row[0], *row[2:]] for row in cost] == [
+        ["ResNet-20", "0.50", "150", "2,500"],
+        ["ResNet-56", "10.50", "1,150", "12,500"],
+    ]
 
 
 @pytest.mark.usefixtures("no_figures")
@@ -471,6 +509,9 @@ def test_the_hardware_line_counts_the_kinds_of_runs_and_their_hours(tmp_path):
     text = (render(tmp_path, study) / "metrics.md").read_text()
     assert "1 run on NVIDIA H200 (16 CPU threads), cuda graph engine, fp32" in text
     assert "**The table mixes engines:** 1 run of the cuda graph engine and 4 runs of the native engine." in text
+    for cell in study.list_cells():
+        _edit(run_files(tmp_path / "runs", cell).record, {"seconds": 7200.0})
+    assert "add up to 10.0 hours." in (render(tmp_path, study) / "metrics.md").read_text()
 
 
 # ---- Speed -----------------------------------------------------------------------------------------------------
@@ -584,6 +625,46 @@ def test_every_run_is_a_dot_and_every_published_value_a_mark(tmp_path, monkeypat
     ]
 
 
+def test_the_bars_are_the_intervals_of_the_mean(tmp_path, monkeypatch):
+    study = study_of(*PAPER)
+    make_results(tmp_path, study)
+    (axes,) = _drawn("error_vs_depth.png", tmp_path, study, monkeypatch).axes
+    (ours,) = [bars for bars in axes.containers if bars.get_label().startswith("ResNet, mean")]
+    spans = [segment[:, 1].tolist() for segment in ours.lines[2][0].get_segments()]
+    groups = read(tmp_path, study).cells.groupby("n")["test_error"]
+    assert spans == [pytest.approx(summarize(errors).interval) for _, errors in groups]
+
+
+def test_learning_curves_are_the_means_of_what_they_are_called(tmp_path, monkeypatch):
+    study = study_of("model.n=[3,9]")
+    make_results(tmp_path, study)
+    figure = _drawn("training.png", tmp_path, study, monkeypatch)
+    for axes, (_, curves) in zip(figure.axes, read(tmp_path, study).curves.groupby("n"), strict=True):
+        means = curves.groupby("iteration")[["curve_test_error", "train_error"]].mean()
+        drawn = {line.get_label(): line.get_ydata() for line in axes.lines}
+        assert drawn["Test"] == pytest.approx(means["curve_test_error"])
+        assert drawn["Training"] == pytest.approx(means["train_error"])
+
+
+def test_the_confusion_matrix_is_the_deepest_networks_in_percent_of_the_true_class(tmp_path, monkeypatch):
+    """Of four airplanes one is taken for an automobile, of sixteen automobiles none for anything: 25 and 0 percent."""
+    study = study_of("model.n=[3,9]", "train.seeds=[0,1]")
+    make_results(tmp_path, study)
+    counts = np.diag([3, 16, 1, 1, 1, 1, 1, 1, 1, 1])
+    counts[0, 1] = 1
+    for seed in (0, 1):
+        path = tmp_path / f"results/resnet-9-{seed}/metrics.json"
+        test = Result.parse(path.read_bytes()).test
+        _evaluate_otherwise(path, test=test.model_copy(update={"confusion": counts.tolist()}))
+    axes, *_ = _drawn("confusion.png", tmp_path, study, monkeypatch).axes
+    shown = {text.get_position()[::-1]: text.get_text() for text in axes.texts}  # row, column
+    assert axes.get_title().startswith("ResNet-56, mean of 2 runs")
+    assert (axes.get_ylabel(), [shown[place] for place in ((0, 0), (0, 1), (1, 0), (1, 1))]) == (
+        "True class",
+        ["75.0", "25.0", "0.0", "100.0"],
+    )
+
+
 def test_the_longest_legend_fits_into_its_figure(tmp_path, monkeypatch):
     study = study_of(*PAPER, "model.net=[resnet,plain]", "model.n=[3,18]")
     make_results(tmp_path, study)
@@ -681,6 +762,7 @@ def test_responses_are_said_as_means_over_layers_and_seeds(tmp_path):
         layers = [level - 0.25, *[level] * 17, level + 0.25]
         _evaluate_otherwise(tmp_path / f"results/{cell}/metrics.json", responses=layers)
     text = (render(tmp_path, study) / "metrics.md").read_text()
+    assert f"on the first {IMAGES} test images" in text
     assert "mean of 2 runs of each network. The mean over all layers, plain and residual: 2.25 and 1.25 with 20" in text
     assert "Degradation" not in text  # one depth shows none
 

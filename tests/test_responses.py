@@ -68,7 +68,7 @@ def test_responses_by_hand(net, shortcut, tiny_dataset, monkeypatch):
     assert len(found) == 7
 
 
-def test_the_first_thousand_images_alone_count(tiny_dataset, monkeypatch):
+def test_the_first_images_alone_count(tiny_dataset, monkeypatch):
     monkeypatch.setattr(responses, "IMAGES", 5)
     model, test = trained("resnet", "A"), tiny_dataset.test
     assert layer_responses(model, test) == layer_responses(model, Split(test.images[:5], test.labels[:5]))

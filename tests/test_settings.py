@@ -61,7 +61,7 @@ def test_a_wrong_number_at_once(monkeypatch, value):
         settings.read()
 
 
-@pytest.mark.parametrize("value", [*NO_NUMBERS, "65", "100000"])
+@pytest.mark.parametrize("value", ["0", "65", "100000"])
 def test_a_wrong_number_of_threads(monkeypatch, value):
     monkeypatch.setenv("RESNET_CIFAR_THREADS", value)
     with pytest.raises(InputError, match=r"RESNET_CIFAR_THREADS is .*; it should be a whole number from 1 to 64"):
@@ -112,11 +112,14 @@ def test_a_commands_help_names_the_variables_that_it_reads(stage, tmp_path):
 
 
 def test_the_environment_is_read_nowhere_else():
-    """But where torch's own variables are set and recorded, and a compiler is found."""
+    """But where torch's own variables are set and, in engines.py, recorded, and a compiler is found."""
     readers = {
         path.relative_to(ROOT / "src/resnet_cifar").as_posix()
         for path in (ROOT / "src/resnet_cifar").rglob("*.py")
         if "RESNET_CIFAR_" in path.read_text() and "os.environ" in path.read_text()
     }
     assert "settings.py" in readers
-    assert {name for name in readers if not name.startswith(("sweep/", "native/"))} == {"settings.py"}
+    assert {name for name in readers if not name.startswith(("sweep/", "native/"))} == {
+        "settings.py",
+        "training/engines.py",
+    }

@@ -8,14 +8,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import drain
-from torch import nn
 
 from resnet_cifar.numerics import network as numerics
 from resnet_cifar.numerics.batches import BatchStream, Rows
 from resnet_cifar.numerics.data import Dataset
 from resnet_cifar.numerics.eager import EagerEngine
 from resnet_cifar.numerics.engine import NonFiniteError, check_finite
-from resnet_cifar.numerics.models import Architecture, BatchNorm, CifarResNet
+from resnet_cifar.numerics.models import Architecture, CifarResNet
 from resnet_cifar.numerics.network import TorchNetwork, count_errors, evaluate, sgd_, step
 from resnet_cifar.numerics.protocol import Recipe
 
@@ -128,25 +127,6 @@ def test_half_precision_keeps_fp32_weights_and_statistics(tiny_recipe, tiny_data
     cosine = F.cosine_similarity(half.velocity, exact.velocity, dim=0)
     assert cosine > 0.99  # the loss scale is taken out again: direction and length agree
     assert half.velocity.norm().item() == pytest.approx(exact.velocity.norm().item(), rel=0.05)
-
-
-def test_the_batch_norm_is_torchs():
-    """Our layer takes another way to the kernel: the same bits on a CPU, in training and evaluation, gradients too."""
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(8, 16, 32, 32, generator=generator).to(memory_format=torch.channels_last)
-    ours, torchs = BatchNorm(16), nn.BatchNorm2d(16)
-    for _ in range(2):
-        inputs = [x.clone().requires_grad_() for _ in range(2)]
-        outputs = [layer(each) for layer, each in zip((ours, torchs), inputs, strict=True)]
-        assert torch.equal(*outputs)
-        weight = torch.randn(outputs[0].shape, generator=generator)
-        gradients = [
-            torch.autograd.grad((y * weight).sum(), [each, layer.weight, layer.bias])
-            for y, each, layer in zip(outputs, inputs, (ours, torchs), strict=True)
-        ]
-        assert all(map(torch.equal, *gradients))
-    assert all(torch.equal(tensor, torchs.state_dict()[name]) for name, tensor in ours.state_dict().items())
-    assert torch.equal(ours.eval()(x), torchs.eval()(x))
 
 
 def test_the_state_is_contiguous_fp32_and_has_the_normalisation(tiny_recipe, tiny_dataset):

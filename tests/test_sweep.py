@@ -1,6 +1,7 @@
 """The sweep: what it trains, restores, records and refuses, each test in a clone of its own."""
 
 import copy
+import dataclasses
 import errno
 import inspect
 import json
@@ -11,10 +12,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import dvc
 import pytest
+import torch
 import yaml
 from clone import Clone, ran
 from conftest import ROOT
@@ -30,7 +34,7 @@ from resnet_cifar.errors import InputError, Interrupted, TrainingError
 from resnet_cifar.files import write_whole
 from resnet_cifar.native import library
 from resnet_cifar.native.build import Unavailable
-from resnet_cifar.sweep import checkout, local, run
+from resnet_cifar.sweep import checkout, estimate, local, run
 from resnet_cifar.sweep.checkout import Checkout
 from resnet_cifar.sweep.ledger import Ledger
 from resnet_cifar.training import record
@@ -303,6 +307,18 @@ def test_a_new_parameter_at_its_default_trains_nothing_again(clone):
     assert changed() == set()
 
 
+@pytest.mark.usefixtures("clone")
+def test_an_edit_of_anything_that_a_cell_depends_on_is_noticed():
+    dependencies = yaml.safe_load(Path("dvc.yaml").read_text())["stages"]["train"]["deps"]
+    for name in ("dvc.yaml", "params.yaml", *dependencies):
+        tree = Checkout.read()
+        tree.check_unchanged()
+        with Path(name).open("ab") as file:
+            file.write(b"\n")
+        with pytest.raises(InputError, match="changed while cells were training"):
+            tree.check_unchanged()
+
+
 def test_refuses_to_record_when_the_checkout_has_changed(clone, tmp_path):
     shutil.copytree("runs", tmp_path / "elsewhere")
     forget(run_cache=True)
@@ -493,3 +509,56 @@ def test_what_the_ledger_uses_of_dvcs_inside_is_what_it_was():
     assert parameters(PipelineStage.outs_cached) == ["self"]
     assert parameters(PipelineStage.remove_outs)[:3] == ["self", "ignore_remove", "force"]
     assert inspect.getfullargspec(PipelineStage.dump).varkw or "update_pipeline" in parameters(PipelineStage.dump)
+
+
+# ---- Several devices
+
+
+@pytest.mark.parametrize(
+    ("gpus", "given", "expected"),
+    [(0, None, ["cpu"]), (3, None, ["cuda:0", "cuda:1", "cuda:2"]), (3, "cuda:1", ["cuda:1"]), (3, "cpu", ["cpu"])],
+)
+def test_the_devices_that_train(monkeypatch, gpus, given, expected):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    assert local.devices(dataclasses.replace(settings.read(), device=given)) == expected
+
+
+def test_each_device_has_a_process_and_its_share_of_the_cells(tmp_path, monkeypatch):
+    """A stand-in for the stage notes its device as what it trained."""
+    monkeypatch.chdir(tmp_path)
+    Path("stages").mkdir()
+    Path("stages/train.py").write_text(
+        "import os, sys\nfrom pathlib import Path\n"
+        "for cell in sys.argv[sys.argv.index('--cells') + 1 :]:\n"
+        "    Path('runs', cell).mkdir(parents=True)\n"
+        "    Path('runs', cell, 'run.json').write_text(os.environ['RESNET_CIFAR_DEVICE'])\n"
+        "    print('done')\n"
+    )
+    recorded, said = [], []
+    with Path("lock").open("w") as lock:
+        left = local.train(CELLS, ["cuda:0", "cuda:1"], lambda _: True, recorded.append, said.append, lock.fileno())
+    assert (left, sorted(recorded), sorted(said)) == ([], CELLS, ["cuda:0 done", "cuda:1 done"])
+    assert {run_files(RUNS, cell).record.read_text() for cell in CELLS} == {"cuda:0", "cuda:1"}
+
+
+def test_an_estimate_by_hand(monkeypatch, tiny_study):
+    """Six iterations and two evaluations of 10,000 images, so 20 of a thousand. Of ResNet-8 three cells, two at once:
+    3/2 of 6 x 0.5 + 20 x 2 s; of ResNet-14 one: 6 x 1 + 20 x 2 s; in all 110.5 s."""
+    monkeypatch.setattr(estimate, "_measure", lambda _, recipes, __: (0.5 * recipes[0].n, 2.0))
+    monkeypatch.setattr(estimate.memory, "fit_at_once", lambda *_: 2)
+    computer = SimpleNamespace(device=torch.device("cpu"))
+    cells = [Cell("resnet", 1, 0), Cell("resnet", 1, 1), Cell("resnet", 1, 2), Cell("resnet", 2, 0)]
+    for devices, seconds in ((1, 110.5), (2, 55.25), (9, 110.5 / 4)):
+        assert estimate.estimate(computer, tiny_study, cells, 6, None, devices) == pytest.approx(seconds)
+
+
+@pytest.mark.parametrize(("shortcut", "mixed"), [("A", True), ("B", False)])
+def test_networks_that_need_another_engine_are_no_mixture(tiny_study, shortcut, mixed):
+    """The native engine has no projections: of a study with shortcut B it trains the plain networks alone."""
+    values = tiny_study.model_dump()
+    values["model"] |= {"shortcut": shortcut}
+    study = type(tiny_study).model_validate(values)
+    refused = pytest.raises(RecordError, match="a table must not mix engines") if mixed else nullcontext()
+    with refused:
+        run._check_mixture(Cell("plain", 1, 0), "native", {Cell("resnet", 1, 0): "eager"}, study)

@@ -153,12 +153,12 @@ def test_resumed_the_same_bytes(session, alone, iteration):
 
 def test_seconds_add_up_over_an_interruption(session):
     run = CellRun(session, SMALL)
-    run.began -= 100  # as if it had run for so long
+    run.began -= 10_000  # as if it had run for so long
     advance(run.run, 2)
     run.save()
     run.lock.release()
     train_cells(session, [SMALL], silent)
-    assert 100 < record.read(run_files(session.runs, SMALL)).seconds < 160
+    assert 10_000 < record.read(run_files(session.runs, SMALL)).seconds < 20_000
 
 
 def test_a_state_is_saved_whenever_it_is_time(session, monkeypatch):
@@ -512,7 +512,7 @@ def test_progress_goes_to_the_end_without_the_cells_that_failed(session, shown, 
 
 
 def test_a_long_run_on_a_cpu_announces_itself(session, monkeypatch):
-    """Made long: every run is, and is told at once. 5 iterations of at least 100 seconds are 8 minutes or more."""
+    """Made long: every run is, and is told at once. 5 iterations of at least 0.05 s are 0.25 s or more."""
     monkeypatch.setattr(train, "OUTLOOK", 0.0)
     lines: list[str] = []
     train_cells(session, [SMALL], lines.append)
@@ -684,11 +684,3 @@ def test_a_cell_that_fails_is_the_commands_error(command, checkout):
     (checkout / "failing/resnet-1-7").touch()
     said = command("--runs", "failing", "--scratch", "failing-scratch", "--cells", "resnet-1-7")
     assert said == "error: resnet-1-7: failing/resnet-1-7 cannot be written (File exists)"
-
-
-def test_the_command_says_a_mistake_in_one_line_on_stderr(checkout):
-    process = stage(checkout, "--cells", "resnet-0-0")
-    _, errors = process.communicate()
-    assert process.returncode == 1
-    assert errors.startswith("error: 'resnet-0-0' is not a cell")
-    assert errors.count("\n") == 1

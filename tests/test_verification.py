@@ -146,6 +146,26 @@ def test_interrupted_it_goes_on(verify, tmp_path, capsys):
     assert states(tmp_path) == []
 
 
+def test_a_state_of_an_engine_of_other_sources_is_not_gone_on_from(verify, tmp_path, monkeypatch, capsys):
+    """What the sound one computed would hide what the other one does not."""
+    with stopped(CELL, 4), pytest.raises(Interrupted):
+        verify(last=6)
+    sources = shutil.copytree(build.SOURCES, tmp_path / "cpp")
+    (sources / "sgd.h").write_text((sources / "sgd.h").read_text() + "\n")
+    monkeypatch.setattr(build, "SOURCES", sources)
+    monkeypatch.setattr(build, "COMMON", [flag.replace("-O3", "-O0") for flag in build.COMMON])
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    capsys.readouterr()
+    (outcome,) = verify(last=6)
+    assert outcome.verdict is Verdict.SAME
+    assert "goes on from" not in capsys.readouterr().err
+
+
+def test_a_gpu_that_the_environment_names_is_not_used(verify):
+    (outcome,) = verify(device="cuda")
+    assert outcome.verdict is Verdict.SAME
+
+
 def test_a_shorter_verification_leaves_the_state_of_a_longer_one(verify, tmp_path, capsys):
     with stopped(CELL, 4), pytest.raises(Interrupted):
         verify(last=6)
@@ -373,11 +393,22 @@ def command(study, tiny_data, runs, monkeypatch, capsys):
 def test_the_command_verifies_the_smallest_network_and_says_first_how_long_it_takes(command, monkeypatch):
     monkeypatch.setattr(verification, "estimate", estimate.estimate)
     monkeypatch.setattr(estimate, "MEASURED", 0.0)
+    values = yaml.safe_load(Path("params.yaml").read_text())
+    values["model"]["n"] = values["cells"]["n"] = [2, 1]
+    Path("params.yaml").write_text(yaml.safe_dump(values))
     code, out, err = command()
     assert code == 0
     assert out.startswith("resnet-1-0: same bytes at the evaluation at iteration 2; ")
     assert out.count("\n") == 1
     assert re.fullmatch(LENGTH.format(r"\d+ s") + "\n", err)
+
+
+def test_an_altered_run_is_exit_code_1_and_so_is_one_beside_what_cannot_be_compared(command, runs):
+    rewrite(runs, lambda rows: rows[0].update(test_error="0.000000"), as_recorded=True)
+    code, out, _ = command("resnet-1-0")
+    assert (code, out.startswith("resnet-1-0 was altered after its training: ")) == (1, True)
+    shutil.rmtree(runs / PLAIN.name)
+    assert command("--all")[0] == 1
 
 
 def test_of_several_cells_the_command_prints_a_table(command, runs):

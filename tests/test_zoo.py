@@ -139,7 +139,9 @@ def test_classifier_can_be_replaced(images):
     assert (model.num_features, model.head_hidden_size) == (64, 64)
     model.reset_classifier(7)
     assert model.get_classifier().weight.shape == (7, 64)
-    model.reset_classifier(0)
+    assert model.to(torch.bfloat16).reset_classifier(5) is None
+    assert (model.fc.weight.dtype, model.fc.out_features) == (torch.bfloat16, 5)
+    model.float().reset_classifier(0)
     assert model(images).shape == (4, 64)
     model.reset_classifier(0, "")
     assert model(images).shape == (4, 64, 8, 8)
