@@ -1,9 +1,10 @@
 """Compare this project's ways to train with the usual PyTorch loop, side by side on this machine.
 
-The usual loop is a DataLoader with workers, torchvision's transforms and an eager network; here it computes in fp32,
-and once more under autocast where the device has bf16. The rows take turns, so that a machine whose speed drifts drifts
-for all of them; a row's speed is the median of its turns. Bytes and FLOPs are those of an ideally fused step, given as
-the share of what this device was measured to copy and to multiply in the same precision.
+The usual loop is a DataLoader with workers, torchvision's transforms and an eager network; here it computes in fp32
+(on a GPU with TF32 in its convolutions, as torch does by default), and once more under autocast where the device has
+bf16. The rows take turns, so that a machine whose speed drifts drifts for all of them; a row's speed is the median of
+its turns. Bytes and FLOPs are those of an ideally fused step, given as the share of what this device was measured to
+copy and to multiply in the same precision.
 """
 
 import argparse

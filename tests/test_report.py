@@ -33,6 +33,7 @@ from resnet_cifar.params import Study
 from resnet_cifar.report import figures, paper, speed
 from resnet_cifar.report.outcome import Outcome, load
 from resnet_cifar.report.statistics import summarize
+from resnet_cifar.report.text import number
 from resnet_cifar.report.writer import write
 from resnet_cifar.responses import IMAGES
 from resnet_cifar.results import Evaluator
@@ -282,6 +283,11 @@ def test_the_table_of_the_paper_preset(tmp_path):
     assert text.startswith("# Test error on CIFAR-10\n")
     assert "64,000 iterations" in text
     assert "over 5 runs of each network" in text
+
+
+def test_a_decimal_between_two_is_rounded_as_it_is_written():
+    """To the even one, although the double nearest to each of these lies below the middle."""
+    assert [number(value) for value in (0.475, 8.465, np.float64(8.475), -0.015)] == ["0.48", "8.46", "8.48", "-0.02"]
 
 
 @pytest.mark.usefixtures("no_figures")

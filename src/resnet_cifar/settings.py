@@ -15,10 +15,10 @@ SETS = ("avx512", "avx2", "neon", "plain", "none")
 
 HELP = {
     "RESNET_CIFAR_DEVICE": "cpu, cuda or cuda:K (default: the GPU if there is one)",
-    "RESNET_CIFAR_PACK": "cells that train at once on a GPU (default: what its memory takes)",
+    "RESNET_CIFAR_PACK": "cells that train at once on a GPU (default: what its memory takes, with --ray at most 10)",
     "RESNET_CIFAR_SAVE_EVERY": "seconds between two saved states, from which an interrupted run goes on (default: 30)",
     "RESNET_CIFAR_SIMD": "instruction set of the native engine, or none for PyTorch's (default: the best there is)",
-    "RESNET_CIFAR_THREADS": "CPU threads (default: all cores); the native engine gives the same bits with any number",
+    "RESNET_CIFAR_THREADS": "CPU threads (default: all cores, at most 64); any number gives the native engine's bits",
     "CIFAR10_SOURCE": "cifar-10-python.tar.gz, cifar-10-binary.tar.gz or an unpacked folder of either, used instead",
 }
 """What each variable means, by name."""

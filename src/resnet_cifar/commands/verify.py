@@ -31,7 +31,7 @@ exit code:
   0  all bytes are the same
   1  some differ, or a run's files were altered; or what was asked for is wrong, in one sentence
   {NOT_COMPARED}  nothing differs, but a cell could not be compared: its run is missing, has other parameters or data,
-     or is not of this version of the native engine; or another process has the cell
+     or is not of this version of the native engine; another process has the cell, or there is no memory for it
   {UNAVAILABLE}  the native engine cannot be used here, as without a C++ compiler
 
 {settings.explain("RESNET_CIFAR_SAVE_EVERY", "RESNET_CIFAR_SIMD", "RESNET_CIFAR_THREADS")}"""

@@ -1,6 +1,7 @@
 """Numbers and lists in the words of the report, and tables in Markdown."""
 
 from collections.abc import Sequence
+from decimal import Decimal
 
 import numpy as np
 from tabulate import tabulate
@@ -15,7 +16,8 @@ def markdown(rows: Sequence[dict[str, str]], words: int = 1) -> str:
 
 
 def number(value: float) -> str:
-    return DASH if np.isnan(value) else f"{value:.2f}"
+    """Two places, of the decimal that Python shows and not of the double below it: 0.475 is 0.48."""
+    return DASH if np.isnan(value) else f"{Decimal(str(value)):.2f}"
 
 
 def spread(mean: float, std: float | None) -> str:
