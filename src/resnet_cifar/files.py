@@ -61,7 +61,7 @@ def locked(path: Path, on_wait: Callable[[], None]) -> Iterator[int]:
     path : Path
         The file, made if it is missing.
     on_wait : callable
-        Called once if another process holds it, which is then waited for.
+        Called once if another process holds it, which is then waited for; or raises.
 
     Raises
     ------

@@ -5,14 +5,12 @@ what is trained, evaluated and reported in the checkout changes. The remote gets
 entries, by which `dvc exp run --pull -S preset=NAME` finds them again.
 """
 
-import fcntl
 import os
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,6 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 from resnet_cifar import params
 from resnet_cifar.cells import SCRATCH
 from resnet_cifar.errors import InputError
+from resnet_cifar.files import locked
 from resnet_cifar.params import Study
 from resnet_cifar.progress import Say
 from resnet_cifar.studies import index
@@ -120,18 +119,14 @@ def _first(paths: list[Path]) -> str:
     return f"{paths[0]} and {len(paths) - 1} more" if len(paths) > 1 else str(paths[0])
 
 
-@contextmanager
-def _alone(clone: Path) -> Iterator[int]:
+def _alone(clone: Path) -> AbstractContextManager[int]:
     """Hold a study's clone against another process; give the lock's file descriptor, which shares it."""
+
+    def refuse() -> None:
+        raise InputError(f"another process is making the study {clone.name} in this checkout: wait for its end.")
+
     clone.parent.mkdir(parents=True, exist_ok=True)
-    with _beside(clone, ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(
-                f"another process is making the study {clone.name} in this checkout: wait for its end."
-            ) from None
-        yield file.fileno()
+    return locked(_beside(clone, ".lock"), refuse)
 
 
 def _beside(clone: Path, ending: str) -> Path:
