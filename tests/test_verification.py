@@ -107,6 +107,7 @@ def test_a_network_without_memory_for_it_is_not_compared(verify, monkeypatch):
     def refuse(*_: object) -> None:
         raise InputError("There is not enough memory for a network of 8 layers.")
 
+    monkeypatch.setattr(verification, "estimate", estimate.estimate)
     monkeypatch.setattr(NativeNetwork, "__init__", refuse)
     (outcome,) = verify()
     assert outcome.verdict is Verdict.NOT_COMPARED
