@@ -142,18 +142,20 @@ def distance(x: NDArray, y: NDArray) -> float:
     return float(np.linalg.norm(x.astype(np.float64) - y) / np.linalg.norm(y))
 
 
-# fp32 and Winograd's F(4x4) leave about 2e-6, and ten times that in a plain network of depth 20, which is steeper. The
-# seeds are those of batches in which no unit's input is so near 0 that rounding decides its sign: one such unit moves
-# the gradient by up to 1e-2.
+# fp32 and Winograd's F(4x4) leave about 2e-6, ten times that in a plain network of depth 20, which is steeper, and in a
+# ResNet-56; a batch of 128 is eight chunks. The seeds are those of batches in which no unit's input is so near 0 that
+# rounding decides its sign: one such unit moves the gradient by up to 1e-2.
 @pytest.mark.parametrize(
     ("run", "bound"),
     [
         (Run("resnet", 1, 1, seed=11), 1e-5),
         (Run("plain", 1, 1, seed=4), 1e-5),
         (Run("resnet", 3, 1, seed=14), 1e-5),
+        (Run("resnet", 1, 1, batch=128, seed=18), 1e-5),
         (Run("plain", 3, 1, batch=2, seed=7), 5e-5),
+        (Run("resnet", 9, 1, batch=2, seed=9), 5e-5),
     ],
-    ids=["resnet-1", "plain-1", "resnet-3", "plain-3"],
+    ids=["resnet-1", "plain-1", "resnet-3", "batch-128", "plain-3", "resnet-9"],
 )
 def test_a_step_is_float64s(library, run, bound):
     network = NativeNetwork(library, run.net, run.n, run.batch, threads=1)
