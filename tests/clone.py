@@ -27,7 +27,7 @@ class Clone:
             ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=ROOT, text=True
         )
         for name in filter(None, listed.split("\0")):
-            if (ROOT / name).is_file() and not name.startswith(("reports/", "store/", "dvc.lock")):
+            if (ROOT / name).is_file() and not name.startswith(("reports/", "scratch/", "store/", "dvc.lock")):
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(ROOT / name, folder / name)
         preset = folder / "conf/preset/quick.yaml"
