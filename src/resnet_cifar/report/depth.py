@@ -16,7 +16,7 @@ from resnet_cifar.params import Study
 from resnet_cifar.report.canvas import BLACK, DROPS, draw_curve, figure, mark_schedule
 from resnet_cifar.report.outcome import Outcome
 from resnet_cifar.report.statistics import LEAST, summarize
-from resnet_cifar.report.text import interval
+from resnet_cifar.report.text import interval, number
 
 PANELS = {"plain": "Plain", "resnet": "Residual"}
 LINES = {"plain": "--", "resnet": "-"}
@@ -76,7 +76,7 @@ def describe_degradation(outcome: Outcome) -> str:
         )
         rises[net] = deep - shallow
         lines.append(
-            f"- From {few} to {many} it goes from {shallow.mean():.2f}% to {deep.mean():.2f}%, "
+            f"- From {few} to {many} it goes from {number(shallow.mean())}% to {number(deep.mean())}%, "
             f"{_difference(rises[net])}."
         )
     more = rises["plain"] - rises["resnet"]
@@ -116,7 +116,7 @@ def describe_responses(outcome: Outcome) -> str:
     """The mean over all layers of each network, the two kinds of a depth side by side."""
     means = _mean_responses(outcome).groupby(level=["net", "n"]).mean()
     depths = [
-        f"{means['plain', n]:.2f} and {means['resnet', n]:.2f} with {6 * n + 2} layers"
+        f"{number(means['plain', n])} and {number(means['resnet', n])} with {6 * n + 2} layers"
         for n in sorted(outcome.cells["n"].unique())
     ]
     return (

@@ -16,8 +16,8 @@ def markdown(rows: Sequence[dict[str, str]], words: int = 1) -> str:
 
 
 def number(value: float) -> str:
-    """Two places, of the decimal that Python shows and not of the double below it: 0.475 is 0.48."""
-    return DASH if np.isnan(value) else f"{Decimal(str(value)):.2f}"
+    """Two places, of the decimal meant and not of a double below it: 0.475 is 0.48, and 7.99499… for 7.995 is 8.00."""
+    return DASH if np.isnan(value) else f"{Decimal(str(round(value, 9))):.2f}"
 
 
 def spread(mean: float, std: float | None) -> str:
