@@ -289,6 +289,7 @@ def test_a_decimal_between_two_is_rounded_as_it_is_written():
     """To the even one, although the double nearest to each of these lies below the middle."""
     assert [number(value) for value in (0.475, 8.465, np.float64(8.475), -0.015)] == ["0.48", "8.46", "8.48", "-0.02"]
     assert number(np.mean([7.88, 8.11])) == "8.00"  # 7.994999999999999
+    assert [number(value, "+") for value in (0.475, -0.015)] == ["+0.48", "-0.02"]
 
 
 @pytest.mark.usefixtures("no_figures")

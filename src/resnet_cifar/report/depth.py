@@ -154,9 +154,9 @@ def _difference(points: pd.Series) -> str:
     """The mean over the seeds, with its interval if there is one, and whether that tells it from none."""
     summary = summarize(points)
     if summary.interval is None:
-        return f"{summary.mean:+.2f} points"
+        return f"{number(summary.mean, '+')} points"
     low, high = summary.interval
     return (
-        f"{summary.mean:+.2f} points (95% interval {interval(summary.interval)}"
+        f"{number(summary.mean, '+')} points (95% interval {interval(summary.interval)}"
         f"{', which holds 0' if low <= 0 <= high else ''})"
     )

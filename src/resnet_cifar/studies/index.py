@@ -167,7 +167,7 @@ def _comparison_table(comparisons: list[Comparison]) -> str:
                 "Seeds": str(summary.runs),
                 "Test error, %": number(rows["test_error"].mean()),
                 "Beside it": number(rows["test_error_base"].mean()),
-                "Difference, points": f"{summary.mean:+.2f}",
+                "Difference, points": number(summary.mean, "+"),
                 "95% interval": interval(summary.interval),
             }
             for each in comparisons
@@ -189,9 +189,10 @@ def _article(comparisons: list[Comparison]) -> str:
     published = pd.read_csv(PUBLISHED).pivot_table(index="network", columns="source", values="error")
     gaps = (published["article"] - published["paper"]).dropna()
     lines = [
-        f"- {network}: after {paper.RECIPE.iterations:,} iterations the article's error is {gaps[network]:+.2f} points "
-        f"from the paper's. PyTorch's initialisation moves ours, after {each.one.study.train.iterations:,}, by "
-        f"{summary.mean:+.2f}{_verdict(summary, gaps[network])}."
+        f"- {network}: after {paper.RECIPE.iterations:,} iterations the article's error is "
+        f"{number(gaps[network], '+')} points from the paper's. "
+        f"PyTorch's initialisation moves ours, after {each.one.study.train.iterations:,}, by "
+        f"{number(summary.mean, '+')}{_verdict(summary, gaps[network])}."
         for each in comparisons
         if (each.parameter, each.value) == ("initialization", "pytorch")
         for network, _, summary in each.differences()
