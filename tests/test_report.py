@@ -997,3 +997,11 @@ def test_the_readme_opens_with_the_reports_table():
     text = committed("reports/metrics.md")
     table = "\n".join(line for line in text.partition("\n\n**")[0].splitlines() if line.startswith("|"))
     assert table in (ROOT / "README.md").read_text().partition("```")[0]
+
+
+def test_the_readme_gives_the_controls_last_points():
+    last = pd.read_csv(ROOT / "reports/controls.csv").groupby("cell").last()
+    text = " ".join((ROOT / "README.md").read_text().split())
+    iteration, *errors = re.search(r"to iteration ([\d,]+), .*? are ([\d.]+)% and ([\d.]+)%", text).groups()
+    assert [f"{each:,}" for each in last["iteration"]] == [iteration] * 2
+    assert [f"{each:.2f}" for each in last.loc[["resnet-9-0", "resnet-9-1"], "test_error"]] == errors
