@@ -124,16 +124,16 @@ def test_a_cpu_trains_one_at_a_time(tiny_recipe):
     assert memory.fit_at_once(SimpleNamespace(device=CPU), [tiny_recipe], 32) == 1
 
 
-def test_a_gpu_trains_as_many_as_its_memory_takes(monkeypatch, deep):
+def test_a_gpu_trains_as_many_as_its_memory_takes_up_to_ten(monkeypatch, deep):
     each = memory.footprint(deep, "bf16")
     assert memory.fit_at_once(gpu(10 * each, monkeypatch), [deep] * 20, None) == 8  # of four fifths
     assert memory.fit_at_once(gpu(each // 2, monkeypatch), [deep] * 20, None) == 1
-    assert memory.fit_at_once(gpu(1000 * each, monkeypatch), [deep] * 99, None) == 32  # torch has no more streams
+    assert memory.fit_at_once(gpu(1000 * each, monkeypatch), [deep] * 99, None) == 10  # more are not faster
     assert memory.fit_at_once(gpu(10 * each, monkeypatch), [deep] * 20, 3) == 3  # as the environment says
     assert memory.fit_at_once(gpu(10 * each, monkeypatch), [], None) == 1
     small = dataclasses.replace(deep, n=1)
     assert memory.fit_at_once(gpu(10 * each, monkeypatch), [small, deep], None) == 8  # the largest counts
-    assert memory.fit_at_once(gpu(10 * each, monkeypatch), [small, small], None) > 8
+    assert memory.fit_at_once(gpu(10 * each, monkeypatch), [small, small], None) == 10
 
 
 def test_room_for_one_more(monkeypatch, deep):

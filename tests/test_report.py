@@ -33,7 +33,7 @@ from resnet_cifar.params import Study
 from resnet_cifar.report import figures, paper, speed
 from resnet_cifar.report.outcome import Outcome, load
 from resnet_cifar.report.statistics import summarize
-from resnet_cifar.report.text import number
+from resnet_cifar.report.text import number, spread
 from resnet_cifar.report.writer import write
 from resnet_cifar.responses import IMAGES
 from resnet_cifar.results import Evaluator
@@ -1001,7 +1001,12 @@ def test_the_readme_opens_with_the_reports_table():
 
 def test_the_readme_gives_the_controls_last_points():
     last = pd.read_csv(ROOT / "reports/controls.csv").groupby("cell").last()
+    small, large = (last.filter(regex=name, axis="index") for name in ("resnet-3-[01234]", "resnet-9-[01]"))
+    assert (len(small), len(large)) == (5, 2)
+    (at_small,), (at_large,) = (set(each["iteration"]) for each in (small, large))
+    curves = pd.read_csv(ROOT / "reports/curves.csv")
+    native = curves[(curves["network"] == "ResNet-20") & (curves["iteration"] == at_small)]["curve_test_error"]
+    errors = [spread(each.mean(), each.std()) for each in (small["test_error"], native)]
     text = " ".join((ROOT / "README.md").read_text().split())
-    iteration, *errors = re.search(r"to iteration ([\d,]+), .*? are ([\d.]+)% and ([\d.]+)%", text).groups()
-    assert [f"{each:,}" for each in last["iteration"]] == [iteration] * 2
-    assert [f"{each:.2f}" for each in last.loc[["resnet-9-0", "resnet-9-1"], "test_error"]] == errors
+    assert f"seeds 0 to 4 has {errors[0]}% at iteration {at_small:,}, where the runs above have {errors[1]}%." in text
+    assert " and ".join(map(number, large["test_error"])) + f"% at iteration {at_large:,}." in text

@@ -9,13 +9,14 @@ from pathlib import Path
 
 from resnet_cifar.errors import InputError
 
+AT_ONCE = 10  # more are not faster: benchmarks/throughput.csv
 MOST_AT_ONCE = 32  # torch's streams repeat after 32, and two networks must not share one
 MOST_THREADS = 64
 SETS = ("avx512", "avx2", "neon", "plain", "none")
 
 HELP = {
     "RESNET_CIFAR_DEVICE": "cpu, cuda or cuda:K (default: the GPU if there is one)",
-    "RESNET_CIFAR_PACK": "cells that train at once on a GPU (default: what its memory takes, with --ray at most 10)",
+    "RESNET_CIFAR_PACK": "cells that train at once on a GPU (default: what its memory takes, at most 10)",
     "RESNET_CIFAR_SAVE_EVERY": "seconds between two saved states, from which an interrupted run goes on (default: 30)",
     "RESNET_CIFAR_SIMD": "instruction set of the native engine, or none for PyTorch's (default: the best there is)",
     "RESNET_CIFAR_THREADS": "CPU threads (default: all cores, at most 64); any number gives the native engine's bits",

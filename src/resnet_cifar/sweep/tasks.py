@@ -13,12 +13,11 @@ from resnet_cifar.errors import InputError
 from resnet_cifar.numerics.graph import GraphEngine
 from resnet_cifar.params import Study
 from resnet_cifar.progress import Say
-from resnet_cifar.settings import Settings
+from resnet_cifar.settings import AT_ONCE, Settings
 from resnet_cifar.sweep.local import share
 from resnet_cifar.sweep.node import Expected, Refusal, node_name, refusal, saved_states, train_pack, unfitness, versions
 from resnet_cifar.training.engines import Computer
 
-PACK = 10  # cells of a task on a GPU, where RESNET_CIFAR_PACK does not say
 RARER = 6  # times as rarely as on a disk of its own a state is saved, because it travels to the driver
 
 
@@ -73,7 +72,7 @@ class Tasks:
                 f"no node of the cluster has {threads} CPUs for a cell: set RESNET_CIFAR_THREADS to what they have"
                 + (", which is part of what decides the bits." if "eager" in engines else ".")
             )
-        self.pack_size = (settings.pack or PACK) if self.on_gpu else 1
+        self.pack_size = (settings.pack or AT_ONCE) if self.on_gpu else 1
         self.settings = replace(
             settings,
             device=device,

@@ -4,7 +4,7 @@ import torch
 
 from resnet_cifar.numerics.logits import BATCH
 from resnet_cifar.numerics.protocol import Recipe
-from resnet_cifar.settings import MOST_AT_ONCE
+from resnet_cifar.settings import AT_ONCE
 from resnet_cifar.training.engines import Computer
 
 SHARE = 0.8  # of the free memory; the rest is for what cannot be foreseen
@@ -12,11 +12,11 @@ CONTEXT = 2**28
 
 
 def fit_at_once(computer: Computer, recipes: list[Recipe], given: int | None) -> int:
-    """How many train at once: one on a CPU; on a GPU what the environment says or, without that, what memory takes."""
+    """How many train at once: one on a CPU; on a GPU what the environment says, else what memory takes, up to 10."""
     if computer.device.type == "cpu" or not recipes:
         return 1
     largest = max(footprint(recipe, computer.precision(recipe)) for recipe in recipes)
-    return given or max(1, min(MOST_AT_ONCE, int(SHARE * _free(computer)) // largest))
+    return given or max(1, min(AT_ONCE, int(SHARE * _free(computer)) // largest))
 
 
 def has_room(computer: Computer, recipe: Recipe) -> bool:
