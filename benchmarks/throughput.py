@@ -42,13 +42,13 @@ from resnet_cifar.numerics.models import WIDTHS, Architecture, CifarResNet
 from resnet_cifar.numerics.network import DTYPES
 from resnet_cifar.numerics.protocol import Recipe, learning_rates
 from resnet_cifar.progress import say
+from resnet_cifar.report.speed import LOOP
 from resnet_cifar.training.engines import Computer
 
 ITERATIONS = 64_000
 PACKS = (1, 2, 5, 10, 20)
 TURNS = 3
 WARM_UP = 3
-USUAL = "usual loop, fp32"
 COLUMNS = (
     "date", "device", "threads", "torch", "network", "way", "precision", "networks_at_once", "images_per_second",
     "seconds_per_64k_iterations", "times_the_usual_loop", "percent_of_copy_bandwidth", "percent_of_matrix_rate",
@@ -168,7 +168,7 @@ def together(engines: list[Engine], recipe: Recipe, data: Dataset) -> Callable[[
 def ways(recipe: Recipe, data: Dataset, computer: Computer) -> list[Way]:
     """All ways that this device has, made ready."""
     device, threads, precision = computer.device, computer.threads, computer.precision(recipe)
-    made = [Way(USUAL, "fp32", 1, threads, UsualLoop(recipe, data, computer, autocast=False))]
+    made = [Way(LOOP, "fp32", 1, threads, UsualLoop(recipe, data, computer, autocast=False))]
     if machine.has_precision("bf16", device):
         made.append(Way("usual loop, autocast", "bf16", 1, threads, UsualLoop(recipe, data, computer, autocast=True)))
     eager = EagerEngine(recipe, data, precision)

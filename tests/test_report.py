@@ -290,6 +290,7 @@ def test_a_decimal_between_two_is_rounded_as_it_is_written():
     assert [number(value) for value in (0.475, 8.465, np.float64(8.475), -0.015)] == ["0.48", "8.46", "8.48", "-0.02"]
     assert number(np.mean([7.88, 8.11])) == "8.00"  # 7.994999999999999
     assert [number(value, "+") for value in (0.475, -0.015)] == ["+0.48", "-0.02"]
+    assert [number(-0.001), number(-0.001, "+")] == ["0.00", "+0.00"]
 
 
 @pytest.mark.usefixtures("no_figures")
@@ -533,12 +534,26 @@ SPEEDS = (
 def test_the_newest_measurement_of_each_device_is_shown(tmp_path):
     path = tmp_path / "throughput.csv"
     old, new, other, one_thread = (
-        f"2026-01-0{day},{gpu},{threads},2.14,ResNet-20,loop,fp32,1,{rate},1,1,1,1"
+        f"2026-01-0{day},{gpu},{threads},2.14,ResNet-20,step,fp32,1,{rate},1,1,1,1"
         for day, gpu, threads, rate in ((1, "A", 2, 100), (2, "A", 2, 200), (1, "B", 2, 300), (3, "A", 1, 400))
     )
     path.write_text(SPEEDS + "\n".join([old, other, new, one_thread]))
     shown = speed.load(path).set_index(["device", "threads"])["images_per_second"].to_dict()
-    assert list(shown.items()) == [(("A", 2), 200), (("B", 2), 300), (("A", 1), 400)]  # each where it was first
+    assert list(shown.items()) == [(("A", 2), 200), (("A", 1), 400), (("B", 2), 300)]  # a device's together
+
+
+def test_each_row_on_speed_stands_below_the_loop_to_which_it_is_compared(tmp_path):
+    path = tmp_path / "throughput.csv"
+    loop = speed.LOOP
+    measured = [(loop, 10), ("eager", 20), ("graph", 40)], [(loop, 8), ("graph", 48)], [(loop, 5), ("graph", 35)]
+    rows = [
+        f'2026-01-01,A,2,2.14,ResNet-20,"{way}",fp32,1,{rate},1,{rate / ways[0][1]},1,1'
+        for ways in measured
+        for way, rate in ways
+    ]
+    path.write_text(SPEEDS + "\n".join(rows))
+    shown = speed.load(path)[["way", "images_per_second", "times_the_usual_loop"]]
+    assert shown.to_numpy().tolist() == [[loop, 10, 1], ["eager", 20, 2], [loop, 5, 1], ["graph", 35, 7]]
 
 
 @pytest.mark.parametrize(
@@ -968,7 +983,7 @@ def test_a_disk_that_is_full_is_named_and_the_last_report_stays(tmp_path):
     study = study_of("model.n=3", "train.seeds=0")
     (tmp_path / "params.yaml").write_text(composed("model.n=3", "train.seeds=0"))
     make_results(tmp_path, study)
-    (tmp_path / "reports").mkdir()
+    (tmp_path / "reports/.new/figures").mkdir(parents=True)  # of a report that was killed
     (tmp_path / "reports/metrics.md").write_text("the last one")
     done = _stage(tmp_path, "import resource", "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))")
     assert done.returncode == 1
@@ -983,7 +998,7 @@ def test_the_stage_names_the_extra_that_is_missing(tmp_path, package):
     done = _stage(tmp_path, f"sys.modules[{package!r}] = None")
     assert (done.returncode, done.stderr) == (
         1,
-        f"error: {package} is not installed: `pip install 'resnet-cifar[pipeline]'` brings it.\n",
+        f"error: {package} is not installed: in a clone, `pip install '.[pipeline]'` brings it.\n",
     )
 
 

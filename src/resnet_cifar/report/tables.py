@@ -57,7 +57,7 @@ def metrics_md(study: Study, outcome: Outcome, speed: pd.DataFrame | None) -> st
         parts += [
             "## Speed\n\nThe training step beside the usual loop (a DataLoader, torchvision's transforms, an eager "
             "network), as `python benchmarks/throughput.py` measured them; of each device the newest figures. The "
-            "ratio to the usual loop is that within one measurement, where they take turns. Several "
+            "ratio is to the nearest fp32 loop above, with which a way took turns in one measurement. Several "
             "networks at once: all their images, and the seconds that one network's 64,000 iterations come to. Last "
             "two columns: bytes of an ideally fused step and FLOPs of direct convolutions, as shares of what the "
             "device copies and multiplies in the same precision.",

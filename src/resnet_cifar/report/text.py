@@ -18,9 +18,11 @@ def markdown(rows: Sequence[dict[str, str]], words: int = 1) -> str:
 def number(value: float, sign: str = "") -> str:
     """Two places, of the decimal meant and not of a double below it: 0.475 is 0.48, and 7.99499… for 7.995 is 8.00.
 
+    Halves go to the even digit, as everywhere in Python, and no zero is negative.
+
     With "+" as ``sign``, a number above 0 has its sign, too.
     """
-    return DASH if np.isnan(value) else f"{Decimal(str(round(value, 9))):{sign}.2f}"
+    return DASH if np.isnan(value) else f"{Decimal(str(round(value, 9))):{sign}z.2f}"
 
 
 def spread(mean: float, std: float | None) -> str:

@@ -1,7 +1,6 @@
 """The report as a whole: all of it in place, or the previous one untouched."""
 
 import shutil
-import tempfile
 from pathlib import Path
 
 from resnet_cifar.errors import InputError
@@ -35,8 +34,10 @@ def write(study: Study, runs: Path, results: Path, throughput: Path, out: Path) 
         raise InputError(f"{out} is not a folder: --out is the folder of the report.")
     out.mkdir(parents=True, exist_ok=True)
     # On the same file system as the target, so that moving into place cannot fail halfway for lack of space.
-    with tempfile.TemporaryDirectory(dir=out, prefix=".new-") as folder:
-        new = Path(folder)
+    new = out / ".new"
+    shutil.rmtree(new, ignore_errors=True)  # of a process that was killed
+    try:
+        new.mkdir()
         texts = {
             "metrics.md": tables.metrics_md(study, found, measured),
             "metrics.json": tables.metrics_json(found),
@@ -51,3 +52,5 @@ def write(study: Study, runs: Path, results: Path, throughput: Path, out: Path) 
         shutil.rmtree(out / FOLDER, ignore_errors=True)
         for path in sorted(new.iterdir()):
             path.replace(out / path.name)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
