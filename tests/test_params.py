@@ -268,6 +268,15 @@ def test_no_file_and_no_yaml_are_one_sentence(tmp_path):
             params.load(tmp_path / "params.yaml")
 
 
+@pytest.mark.parametrize("text", ["# @package _global_\ntrain: {lr: 1}", "train: {lr: 1}", "preset: own"])
+def test_a_preset_without_its_first_lines_is_told_of_them(tmp_path, text):
+    shutil.copytree(ROOT / "conf", tmp_path / "conf")
+    (tmp_path / "conf/preset/own.yaml").write_text(text)
+    compose_to(tmp_path / "params.yaml", tmp_path / "conf", "preset=own")
+    with pytest.raises(InputError, match="conf/preset/ begins with `# @package _global_` and `preset: NAME`"):
+        params.load(tmp_path / "params.yaml")
+
+
 def test_batch_larger_than_the_data(paper_study):
     with pytest.raises(InputError, match="at most 100 images"):
         paper_study.check_batch(100)

@@ -599,6 +599,17 @@ def test_the_stage_says_what_is_wrong_in_one_line(tmp_path):
     assert result.stderr.count("\n") == 1
 
 
+def test_the_stage_names_the_extra_that_is_missing(tmp_path):
+    code = "import runpy, sys; sys.modules['PIL'] = None; sys.argv = ['download.py', '--out', 'raw']; "
+    code += f"runpy.run_path({str(ROOT / 'stages/download.py')!r}, run_name='__main__')"
+    environment = {name: value for name, value in os.environ.items() if name != "CIFAR10_SOURCE"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (
+        1,
+        "error: PIL is not installed: in a clone, `pip install '.[pipeline]'` brings it.\n",
+    )
+
+
 def test_the_stage_refuses_a_link_that_dvc_would_refuse_before_any_work(tiny, tmp_path):
     (tmp_path / "repository" / ".git").mkdir(parents=True)
     (tmp_path / "disk").mkdir()

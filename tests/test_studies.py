@@ -111,7 +111,7 @@ def kept(clone) -> Clone:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(remote, "_push_entry", full)
-        with pytest.raises(InputError, match="could not be pushed to the remote: it is full"):
+        with pytest.raises(InputError, match="DVC could not go on: it is full"):
             keep("tiny", elsewhere, silent)
     assert unsaved(clone) == {"store/"}
     assert files(Path("reports")) == before
@@ -316,6 +316,17 @@ def test_a_preset_that_bears_anothers_name_is_refused(clone):
     clone.run("git", "reset", "--quiet", "--hard", "HEAD~1")
 
 
+@pytest.mark.parametrize("text", ["train: [", "train:\n\tlr: 1", "train: {lr: 1}\ntrain: {lr: 2}"])
+def test_a_preset_that_is_no_yaml_is_one_sentence(clone, text):
+    Path("conf/preset/mine.yaml").write_text(text)
+    clone.run("git", "add", "conf/preset/mine.yaml")
+    clone.run("git", "commit", "--quiet", "--message", "mine")
+    with pytest.raises(InputError, match=r"conf/preset/mine\.yaml cannot be composed: .+\.") as caught:
+        keep("mine", None, silent)
+    assert "\n" not in str(caught.value)
+    clone.run("git", "reset", "--quiet", "--hard", "HEAD~1")
+
+
 @pytest.mark.usefixtures("clone")
 def test_two_at_once_are_refused():
     MADE.parent.mkdir(parents=True, exist_ok=True)
@@ -337,6 +348,17 @@ def test_without_a_remote_it_says_which_command_sets_one(clone):
         with pytest.raises(InputError, match="`dvc remote default NAME` sets one"):
             keep("tiny", None, silent)
     clone.save()
+
+
+@pytest.mark.usefixtures("clone")
+def test_a_remote_that_cannot_be_used_is_one_sentence():
+    local = Path(".dvc/config.local")
+    local.write_text("[core]\n    remote = nowhere\n")
+    try:
+        with pytest.raises(InputError, match=r"DVC's default remote cannot be used: .*nowhere.*exist"):
+            keep("tiny", None, silent)
+    finally:
+        local.unlink()
 
 
 def test_a_clone_has_the_cache_and_the_remotes_of_its_origin(clone, tmp_path):

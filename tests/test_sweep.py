@@ -22,6 +22,8 @@ import torch
 import yaml
 from clone import Clone, ran
 from conftest import ROOT
+from dvc.data_cloud import DataCloud
+from dvc.dvcfile import Lockfile
 from dvc.repo import Repo
 from dvc.repo.stage import StageLoad
 from dvc.stage import PipelineStage
@@ -215,6 +217,58 @@ def test_restores_from_the_remote(said, capsys, tmp_path, locked):
     assert "2 cells would be restored from DVC" in capsys.readouterr().out
     train(said)
     assert contents() == swept
+    assert changed() == set()
+
+
+@pytest.mark.usefixtures("clone")
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        ("[core]\n    remote = nowhere\n", "default remote cannot be used: .*'nowhere' doesn't exist"),
+        (
+            "[core]\n    remote = a\n['remote \"a\"']\n    url = foo://b\n",
+            "DVC could not go on: .*Unsupported URL type foo://",
+        ),
+    ],
+)
+def test_a_remote_that_cannot_be_used_is_one_sentence(said, config, reason):
+    forget()
+    Path(".dvc/config.local").write_text(config)
+    for command in (train, lambda said: run.dry_run(settings.read(), said.append)):
+        with pytest.raises(InputError, match=reason):
+            command(said)
+    assert not RUNS.exists()
+
+
+@pytest.mark.usefixtures("clone")
+def test_a_remote_whose_plugin_is_missing_is_one_sentence(said, monkeypatch):
+    def missing(*_: object, **__: object) -> None:
+        raise ImportError("s3 is supported, but requires 'dvc-s3' to be installed")
+
+    monkeypatch.setattr(DataCloud, "get_remote", missing)
+    with pytest.raises(InputError, match=r"default remote cannot be used: s3 is .* requires 'dvc-s3' to be installed"):
+        train(said)
+
+
+@pytest.mark.usefixtures("clone")
+def test_a_signal_while_dvc_writes_the_lock_file_leaves_it_as_it_was(monkeypatch):
+    forget(runs=False)
+    before = Path("dvc.lock").read_bytes()
+
+    def interrupted(lock: Lockfile, *_: object, **__: object) -> None:
+        with Path(lock.path).open("r+b") as file:
+            file.truncate(len(before) // 2)
+        raise KeyboardInterrupt
+
+    ledger = Ledger()
+    with monkeypatch.context() as patch:
+        patch.setattr(Lockfile, "dump_stages", interrupted)
+        for write in (ledger.record, ledger.restore):
+            with pytest.raises(KeyboardInterrupt):
+                write(CELLS)
+            assert Path("dvc.lock").read_bytes() == before
+    assert not list(Path().glob(".dvc.lock*"))
+    assert ledger.restore(CELLS) == CELLS
     assert changed() == set()
 
 
@@ -481,14 +535,14 @@ def test_without_ray_or_dvc_the_command_says_so(said, monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "ray", None)
     monkeypatch.delitem(sys.modules, "resnet_cifar.sweep.cluster", raising=False)
     monkeypatch.delattr(resnet_cifar.sweep, "cluster", raising=False)
-    with pytest.raises(InputError, match=r"^ray is not installed: .*resnet-cifar\[ray\]"):
+    with pytest.raises(InputError, match=r"^ray is not installed: .*pip install '\.\[ray\]'"):
         run.train(settings.read(), said.append, on_ray=True)
     code = "import sys; sys.modules['dvc'] = None; sys.argv[1:] = ['sweep', '--dry']\n"
     code += "from resnet_cifar.commands.cli import main; main()"
     environment = os.environ | {"PYTHONPATH": str(ROOT / "src")}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     assert done.returncode == 1
-    assert done.stderr == "error: dvc is not installed: `pip install 'resnet-cifar[pipeline]'` brings it.\n"
+    assert done.stderr == "error: dvc is not installed: in a clone, `pip install '.[pipeline]'` brings it.\n"
 
 
 def test_what_the_ledger_uses_of_dvcs_inside_is_what_it_was():
@@ -498,6 +552,8 @@ def test_what_the_ledger_uses_of_dvcs_inside_is_what_it_was():
         return list(inspect.signature(function).parameters)
 
     assert dvc.__version__.startswith("3.67.")
+    assert parameters(Lockfile.__init__)[:3] == ["self", "repo", "path"]
+    assert parameters(Lockfile.dump_stages)[:2] == ["self", "stages"]
     assert parameters(StageCache._load) == ["self", "stage"]
     assert parameters(StageCache.pull) == ["self", "remote", "odb"]
     assert parameters(StageLoader.fill_from_lock) == ["stage", "lock_data"]
@@ -508,7 +564,6 @@ def test_what_the_ledger_uses_of_dvcs_inside_is_what_it_was():
     assert parameters(PipelineStage.save_deps) == ["self", "allow_missing"]
     assert parameters(PipelineStage.outs_cached) == ["self"]
     assert parameters(PipelineStage.remove_outs)[:3] == ["self", "ignore_remove", "force"]
-    assert inspect.getfullargspec(PipelineStage.dump).varkw or "update_pipeline" in parameters(PipelineStage.dump)
 
 
 # ---- Several devices

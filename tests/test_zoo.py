@@ -289,4 +289,4 @@ def test_without_timm_the_message_names_the_extra():
     program = "import sys; sys.modules['timm'] = None; import resnet_cifar.zoo"
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert run.returncode == 1
-    assert run.stderr.splitlines()[-1].endswith("pip install 'resnet-cifar[zoo]'.")
+    assert run.stderr.splitlines()[-1].endswith("in a clone, `pip install '.[zoo]'` brings it.")

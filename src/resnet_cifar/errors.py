@@ -38,7 +38,7 @@ def needs_extra(extra: str) -> Iterator[None]:
     >>> with needs_extra("pipeline"):
     ...     import missing_package
     Traceback (most recent call last):
-    resnet_cifar.errors.InputError: missing_package is not installed: `pip install 'resnet-cifar[pipeline]'` brings it.
+    resnet_cifar.errors.InputError: missing_package is not installed: in a clone, `pip install '.[pipeline]'` brings it.
     """
     try:
         yield
@@ -46,7 +46,18 @@ def needs_extra(extra: str) -> Iterator[None]:
         package = (error.name or "").partition(".")[0]
         if not package or package == "resnet_cifar" or package in sys.stdlib_module_names:
             raise
-        raise InputError(f"{package} is not installed: `pip install 'resnet-cifar[{extra}]'` brings it.") from None
+        raise InputError(f"{package} is not installed: in a clone, `pip install '.[{extra}]'` brings it.") from None
+
+
+def in_one_line(error: Exception) -> str:
+    """An error's message without line breaks and full stop, a system's with the file's name.
+
+    >>> in_one_line(ValueError("it is\n  wide."))
+    'it is wide'
+    """
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return " ".join(str(error).split()).rstrip(".") or type(error).__name__
 
 
 def exit_with(main: Callable[[], None]) -> None:

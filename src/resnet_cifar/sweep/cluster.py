@@ -14,7 +14,7 @@ import ray
 from ray.exceptions import RayError
 
 from resnet_cifar.cells import SCRATCH, Cell, RunFiles
-from resnet_cifar.errors import InputError, Interrupted
+from resnet_cifar.errors import InputError, Interrupted, in_one_line
 from resnet_cifar.files import write_whole
 from resnet_cifar.params import Study
 from resnet_cifar.progress import Say, clock
@@ -243,7 +243,7 @@ def _connected(address: str | None) -> Iterator[None]:
             f"the Ray cluster at {address} cannot be joined ({in_a_line(error)}): it must run and share its token."
         ) from None
     except RuntimeError as error:  # it names both versions of Ray and Python
-        raise InputError(f"the Ray cluster at {address} cannot be joined: {' '.join(str(error).split())}") from None
+        raise InputError(f"the Ray cluster at {address} cannot be joined: {in_one_line(error)}.") from None
     try:
         yield
     finally:

@@ -5,19 +5,26 @@ Some of this is DVC's inside, which may change with any version of it; a test na
 
 import logging
 import os
+import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from dvc.config import NoRemoteError
+from dvc.data_cloud import Remote
+from dvc.dvcfile import LOCK_FILE, Lockfile
+from dvc.exceptions import DvcException
 from dvc.repo import Repo, lock_repo
 from dvc.stage import Stage
 from dvc.stage.cache import RunCacheNotSupported
 from dvc.stage.loader import StageLoader
 
 from resnet_cifar.cells import Cell
-from resnet_cifar.errors import InputError
+from resnet_cifar.errors import InputError, in_one_line
+from resnet_cifar.files import whole
 
 
 @dataclass
@@ -50,13 +57,38 @@ def subprocess_environment() -> dict[str, str]:
     return os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"}
 
 
+@contextmanager
+def dvc_in_a_sentence() -> Iterator[None]:
+    """Make what DVC cannot do an :class:`InputError`."""
+    try:
+        yield
+    except DvcException as error:
+        raise InputError(f"DVC could not go on: {in_one_line(error)}.") from None
+
+
+def default_remote(repo: Repo) -> Remote | None:
+    """A repository's default remote, if it has one.
+
+    Raises
+    ------
+    InputError
+        If it has one that cannot be used: the name or the address is wrong, or a plugin of DVC is missing.
+    """
+    try:
+        return repo.cloud.get_remote()
+    except NoRemoteError:
+        return None
+    except (DvcException, ImportError) as error:
+        raise InputError(f"DVC's default remote cannot be used: {in_one_line(error)}.") from None
+
+
 class Ledger:
     """DVC's record of the train stage in the working directory's repository."""
 
     def __init__(self) -> None:
         logging.getLogger("dvc").setLevel(logging.WARNING)  # else it says for each cell that it updates the lock file
         self.repo = Repo(_wait_for_lock=True)
-        self.remote = bool(self.repo.config["core"].get("remote"))
+        self.remote = default_remote(self.repo) is not None
 
     def plan(self, has_run: Callable[[Cell], bool]) -> Plan:
         """What would have to be done; nothing is changed.
@@ -83,20 +115,22 @@ class Ledger:
 
     def restore(self, cells: list[Cell]) -> list[Cell]:
         """Bring back cells of a plan, from the remote if need be, and return those that could be."""
-        restored = []
+        restored: dict[Cell, Stage] = {}
         with lock_repo(self.repo):
-            for cell, stage in self._stages():
-                if cell not in cells or not _recall(stage):
-                    continue
-                if not stage.outs_cached():
-                    for objects in stage.get_used_objs().values():
-                        self.repo.cloud.pull(objects)
-                if stage.outs_cached():
-                    stage.remove_outs(force=True)
-                    stage.checkout()
-                    stage.dump(update_pipeline=False)
-                    restored.append(cell)
-        return restored
+            try:
+                for cell, stage in self._stages():
+                    if cell not in cells or not _recall(stage):
+                        continue
+                    if not stage.outs_cached():
+                        for objects in stage.get_used_objs().values():
+                            self.repo.cloud.pull(objects)
+                    if stage.outs_cached():
+                        stage.remove_outs(force=True)
+                        stage.checkout()
+                        restored[cell] = stage
+            finally:
+                self._write_lock(list(restored.values()))
+        return list(restored)
 
     def pull_run_cache(self) -> None:
         """Fetch what the remote knows of runs whose results the lock file does not name."""
@@ -108,8 +142,6 @@ class Ledger:
 
     def record(self, cells: list[Cell]) -> dict[Cell, Exception]:
         """Record the cells' files as what their stages give today, as ``dvc commit --force`` does for one.
-
-        The lock file, which DVC reads and writes in seconds where it names hundreds of cells, is written once.
 
         Returns
         -------
@@ -128,11 +160,23 @@ class Ledger:
                     except Exception as error:  # DVC's, a full disk's, or its libraries' for a full disk
                         failed[cell] = error
             try:
-                for stage in list(saved.values())[:1]:
-                    stage.dvcfile.dump_stages(list(saved.values()), update_pipeline=False)
+                self._write_lock(list(saved.values()))
             except Exception as error:
                 failed |= dict.fromkeys(saved, error)
         return failed
+
+    def _write_lock(self, stages: list[Stage]) -> None:
+        """Write what these stages gave to the lock file: at once, since with hundreds of cells a writing takes seconds.
+
+        DVC writes it in place, where a signal would leave the first half of it.
+        """
+        if not stages:
+            return
+        path = Path(stages[0].dvcfile.path).with_name(LOCK_FILE)
+        with whole(path) as new:
+            if path.exists():
+                shutil.copyfile(path, new)
+            Lockfile(self.repo, str(new)).dump_stages(stages)
 
     def _stages(self) -> list[tuple[Cell, Stage]]:
         return [(Cell.parse(stage.name.partition("@")[2]), stage) for stage in self.repo.stage.collect("train")]

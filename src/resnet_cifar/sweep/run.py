@@ -6,11 +6,9 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from dvc.exceptions import DvcException
-
 from resnet_cifar import machine, params
 from resnet_cifar.cells import DATA, RUNS, SCRATCH, Cell, RunFiles, run_files
-from resnet_cifar.errors import InputError, Interrupted, TrainingError, needs_extra
+from resnet_cifar.errors import InputError, Interrupted, TrainingError, in_one_line, needs_extra
 from resnet_cifar.files import check_no_link, locked
 from resnet_cifar.numerics.graph import GraphEngine
 from resnet_cifar.progress import Say, clock
@@ -18,7 +16,7 @@ from resnet_cifar.settings import Settings
 from resnet_cifar.sweep import local
 from resnet_cifar.sweep.checkout import FILES, Checkout, check_checkout
 from resnet_cifar.sweep.estimate import estimate
-from resnet_cifar.sweep.ledger import Ledger, Plan, make_data
+from resnet_cifar.sweep.ledger import Ledger, Plan, dvc_in_a_sentence, make_data
 from resnet_cifar.training import record
 from resnet_cifar.training.engines import Computer, native_can
 from resnet_cifar.training.record import RecordError
@@ -59,7 +57,8 @@ class Sweep:
         failed = self.ledger.record(self.arrived)
         for cell in self.arrived:
             if cell in failed:
-                self.failed[cell] = f"{cell}: trained but not recorded ({_line(failed[cell])}); it stays in {RUNS}"
+                reason = in_one_line(failed[cell])
+                self.failed[cell] = f"{cell}: trained but not recorded ({reason}); it stays in {RUNS}"
                 self.say(self.failed[cell])
             else:
                 self.recorded += 1
@@ -83,7 +82,7 @@ class Sweep:
         except RecordError as error:
             return f"refused, {error}"
         except OSError as error:
-            return f"trained but not kept ({_line(error)})"
+            return f"trained but not kept ({in_one_line(error)})"
         self.record(cell)
         return None
 
@@ -185,7 +184,7 @@ def dry_run(settings: Settings, say: Say) -> None:
     study = params.load()
     check_checkout()
     has_run = Checkout.read().has_run if DATA.exists() else lambda _: False
-    with _dvc_in_a_sentence():
+    with dvc_in_a_sentence():
         ledger = Ledger()
         ledger.pull_run_cache()
         plan = ledger.plan(has_run)
@@ -279,24 +278,9 @@ def _alone(say: Say) -> Iterator[int]:
     check_checkout()
     SCRATCH.mkdir(exist_ok=True)
     waiting = "waiting for another sweep in this checkout to end"
-    with locked(SCRATCH / "sweep.lock", lambda: say(waiting)) as descriptor, _dvc_in_a_sentence():
+    with locked(SCRATCH / "sweep.lock", lambda: say(waiting)) as descriptor, dvc_in_a_sentence():
         make_data()
         yield descriptor
-
-
-@contextmanager
-def _dvc_in_a_sentence() -> Iterator[None]:
-    try:
-        yield
-    except DvcException as error:
-        raise InputError(f"DVC could not go on: {_line(error)}.") from None
-
-
-def _line(error: Exception) -> str:
-    """An error in one line, a system's with the file's name."""
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    return " ".join(str(error).split()).rstrip(".") or type(error).__name__
 
 
 def _count(cells: list[Cell]) -> str:
