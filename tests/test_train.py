@@ -111,6 +111,21 @@ def test_trained_cells_are_left_alone_and_changed_ones_are_not(session, tiny_stu
     assert not session.is_trained(SMALL)
 
 
+def test_a_cell_that_another_process_trains_meanwhile_is_not_trained_again(session):
+    lines: list[str] = []
+    told: list[tuple[Cell, int]] = []
+
+    def train_the_other(cell: Cell) -> None:
+        if cell == LARGE:
+            train_cells(session, [SMALL], silent)
+        told.append((cell, run_files(session.runs, SMALL).weights.stat().st_mtime_ns))
+
+    assert train_cells(session, [LARGE, SMALL], lines.append, train_the_other) == {}
+    assert lines[-1] == "resnet-1-0: trained already, nothing to do"
+    assert told == [(LARGE, told[0][1]), (SMALL, told[0][1])]
+    CellRun(session, SMALL).lock.release()  # nobody has it any more
+
+
 # ---- Company
 
 

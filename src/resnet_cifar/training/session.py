@@ -34,10 +34,10 @@ class Session:
     def __init__(self, study: Study, data: Path, runs: Path, scratch: Path, settings: Settings, say: Say) -> None:
         self.study, self.runs, self.scratch, self.settings = study, runs, scratch, settings
         self.states = states.home(scratch)
-        for folder in (runs, scratch, self.states):  # now, and not after the training
-            folder.mkdir(parents=True, exist_ok=True)
         loaded = dataset.load(data)
         study.check_batch(len(loaded.train))
+        for folder in (runs, scratch, self.states):  # now, and not after the training
+            folder.mkdir(parents=True, exist_ok=True)
         self.data_digest = sha256(data)
         self.computer = Computer(settings, say)  # which may compile the native engine
         self.dataset = loaded.to(self.computer.device)

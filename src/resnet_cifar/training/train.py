@@ -55,8 +55,7 @@ def train_cells(
     waiting = sorted((cell for cell in cells if cell not in trained), key=lambda cell: -cell.n)
     pack = _Pack(session, waiting, say, on_trained)
     for cell in trained:
-        pack.say(f"{cell}: trained already, nothing to do")
-        on_trained(cell)
+        pack.pass_over(cell)
     with StopSignal() as stop:
         try:
             while not stop.received and pack.fill():
@@ -115,6 +114,11 @@ class _Pack:
                 self.progress.total -= self.iterations
         return bool(self.active)
 
+    def pass_over(self, cell: Cell) -> None:
+        """Leave a cell as it is."""
+        self.say(f"{cell}: trained already, nothing to do")
+        self.on_trained(cell)
+
     def _begin(self, cell: Cell) -> None:
         stream = next(s for s in self.streams if s is None or s not in [run.stream for run in self.active])
         try:
@@ -123,6 +127,11 @@ class _Pack:
             if not self.active:
                 raise
             self._put_back(cell)
+            return
+        if self.session.is_trained(cell):  # by another process, while this one trained others
+            run.lock.release()
+            self.progress.total -= self.iterations
+            self.pass_over(cell)
             return
         self.active.append(run)
         self.progress.start += run.resumed
