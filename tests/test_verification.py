@@ -337,6 +337,26 @@ def test_a_run_of_other_parameters_or_data_is_a_sentence(verify, study):
     assert outcome.sentence.startswith("resnet-1-0 cannot be compared: its parameters' digest is ")
 
 
+def test_a_record_of_no_cell_is_altered(verify, runs):
+    path = run_files(runs, CELL).record
+    path.write_text(path.read_text().replace('"cell": "resnet-1-0"', '"cell": "nonsense"'))
+    outcome, other = verify(CELL, PLAIN)
+    assert outcome.verdict is Verdict.ALTERED
+    assert "its run.json is that of nonsense" in outcome.sentence
+    assert other.verdict is Verdict.SAME
+
+
+def test_a_network_that_pytorch_would_train_here_is_not_compared(verify, study, tiny_data, tmp_path, monkeypatch):
+    """In 16 bits, which this processor has and that of the run had not."""
+    half = changed(study, precision="bf16")
+    monkeypatch.setattr("resnet_cifar.machine.has_precision", lambda precision, _: precision == "fp32")
+    assert train_cells(make_session(half, tiny_data, tmp_path, simd=SETS[0]), [CELL], lambda _: None) == {}
+    monkeypatch.setattr("resnet_cifar.machine.has_precision", lambda *_: True)
+    (outcome,) = verify(of=half)
+    assert outcome.verdict is Verdict.NOT_COMPARED
+    assert outcome.sentence == "resnet-1-0 cannot be compared: its engine is native, not eager as here."
+
+
 def test_without_the_native_engine_nothing_is_trained(verify, monkeypatch):
     with pytest.raises(Unavailable, match="RESNET_CIFAR_SIMD is 'none'"):
         verify(simd="none")

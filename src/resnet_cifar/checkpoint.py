@@ -39,7 +39,9 @@ def read(path: Path) -> tuple[Cell, dict[str, Tensor]]:
             cell = Cell.parse(f"{fields['net']}-{fields['n']}-{fields['seed']}")
             return cell, {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
     except FileNotFoundError:
-        raise InputError(f"{path} does not exist: train the cell first, or fetch it with `dvc pull train`.") from None
+        raise InputError(
+            f"{path} does not exist: train it, or fetch what dvc.lock names with `dvc pull train`."
+        ) from None
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path} is damaged or not a checkpoint of this project ({error}).") from None
 

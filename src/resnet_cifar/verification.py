@@ -128,7 +128,9 @@ def verify(
     session = Session(study, data, runs, scratch, replace(settings, device="cpu"), say)
     waiting = []
     for found in records:
-        if reason := found.question.difference(session.question(found.cell)):
+        reason = found.question.difference(session.question(found.cell))
+        # For a network that PyTorch would train here: on this CPU in 16 bits, where the run's had to take fp32.
+        if reason := reason or found.arithmetic.difference(session.arithmetic(found.cell)):
             yield Finding(found.cell, Verdict.NOT_COMPARED, f"{found.cell} cannot be compared: {reason} as here.")
         else:
             waiting.append(found)
@@ -164,10 +166,10 @@ def _read(cell: Cell, runs: Path) -> Record | Finding:
     except AlteredError as error:
         return _altered(cell, str(error))
     except RecordError as error:
-        sentence = f"{cell} has no finished run in {runs}: {error}; `dvc pull train` fetches what is published."
+        sentence = f"{cell} has no finished run in {runs}: {error}; `dvc pull train` fetches what dvc.lock names."
         return Finding(cell, Verdict.NOT_COMPARED, sentence)
-    if found.cell != cell:
-        return _altered(cell, f"its {run_files(runs, cell).record.name} is that of {found.cell}")
+    if found.question.cell != cell.name:
+        return _altered(cell, f"its {run_files(runs, cell).record.name} is that of {found.question.cell}")
     if reason := found.arithmetic.difference(native_arithmetic()):
         sentence = (
             f"{cell} cannot be compared: {reason}; the native engine's runs can, with equal versions of its bits."

@@ -75,7 +75,7 @@ def _run(args: argparse.Namespace) -> None:
     except Unavailable as error:
         say(
             f"not compared: the native engine, whose bytes these are, cannot be used here ({error}). It needs Linux, a "
-            "processor with AVX2, AVX-512 or NEON, and a C++ compiler such as g++."
+            "processor with AVX2, AVX-512 or NEON, a C++ compiler such as g++, and no RESNET_CIFAR_SIMD=none."
         )
         otherwise = UNAVAILABLE
     if len(findings) > 1:

@@ -104,7 +104,7 @@ def load(name: str | None, say: Say) -> Library:
         raise Unavailable("it is made for Linux alone")
     names = [each.name for each in runnable()]
     if name is not None and name not in names:
-        raise InputError(f"{name!r} is not an instruction set that this machine runs; it has {', '.join(names)}.")
+        raise InputError(f"RESNET_CIFAR_SIMD is {name!r}, which this machine does not run; it has {', '.join(names)}.")
     wanted = [each for each in runnable() if each.name == name] if name else runnable(FAST)
     reasons = []
     for each in wanted:
