@@ -1,4 +1,4 @@
-"""How a command is executed: the environment's variables, read here alone, when a command starts.
+"""How a command is executed: this project's variables of the environment, read here alone, when a command starts.
 
 What is trained is never decided here but by the parameters, and how it is trained never by a parameter.
 """
@@ -16,7 +16,7 @@ SETS = ("avx512", "avx2", "neon", "plain", "none")
 
 HELP = {
     "RESNET_CIFAR_DEVICE": "cpu, cuda or cuda:K (default: the GPU if there is one)",
-    "RESNET_CIFAR_PACK": "cells that train at once on a GPU (default: what its memory takes, at most 10)",
+    "RESNET_CIFAR_PACK": "cells that train at once on a GPU (default: what its memory takes up to 10; at most 32)",
     "RESNET_CIFAR_SAVE_EVERY": "seconds between two saved states, from which an interrupted run goes on (default: 30)",
     "RESNET_CIFAR_SIMD": "instruction set of the native engine, or none for PyTorch's (default: the best there is)",
     "RESNET_CIFAR_THREADS": "CPU threads (default: all cores, at most 64); any number gives the native engine's bits",
