@@ -13,6 +13,9 @@ for name in [name for name in os.environ if name.startswith(("RESNET_CIFAR_", "C
     del os.environ[name]
 for name in ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_OBJECT_DIRECTORY"):  # of a hook or `git rebase --exec`
     os.environ.pop(name, None)
+os.environ["DVC_GLOBAL_CONFIG_DIR"] = os.environ["DVC_SYSTEM_CONFIG_DIR"] = (
+    "/nonexistent"  # the user's cache and remotes
+)
 os.environ["OMP_NUM_THREADS"] = os.environ["RESNET_CIFAR_THREADS"] = "1"  # the tests themselves run side by side
 os.environ["RESNET_CIFAR_DEVICE"] = "cpu"
 os.environ["RESNET_CIFAR_SIMD"] = "none"
@@ -153,11 +156,11 @@ def tiny_dataset(tiny_data) -> Dataset:
     return dataset.load(tiny_data)
 
 
-def write_tiny_dataset(path: Path, validation: int = 0) -> Path:
-    """Sixty training, twenty test images of noise, and so many for validation, as the preprocess stage leaves them."""
+def write_tiny_dataset(path: Path, train: int = 60, test: int = 20, validation: int = 0) -> Path:
+    """So many images of noise, as the preprocess stage leaves them."""
     generator = torch.Generator().manual_seed(0)
     tensors = {}
-    for name, count in (("train", 60), ("test", 20), ("validation", validation)):
+    for name, count in (("train", train), ("test", test), ("validation", validation)):
         if count:
             shape = (count, 3, 32, 32)
             tensors[f"{name}_images"] = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)

@@ -15,8 +15,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import torch
-from conftest import ASKED_DEVICE, advance, changed, drain, make_session
-from safetensors.torch import save_file
+from conftest import ASKED_DEVICE, advance, changed, drain, make_session, write_tiny_dataset
 
 from resnet_cifar import dataset, machine, settings
 from resnet_cifar.cells import Cell, run_files
@@ -34,7 +33,7 @@ from resnet_cifar.numerics.protocol import Recipe, learning_rates
 from resnet_cifar.numerics.run import Run
 from resnet_cifar.numerics.weights import digest
 from resnet_cifar.results import Evaluator
-from resnet_cifar.training import record
+from resnet_cifar.training import memory, record
 from resnet_cifar.training.cell_run import CellRun
 from resnet_cifar.training.train import train_cells
 
@@ -66,18 +65,7 @@ def device() -> torch.device:
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory):
-    generator = torch.Generator().manual_seed(0)
-    tensors = {}
-    for name, count in (("train", TRAIN), ("test", TEST)):
-        tensors[f"{name}_images"] = torch.randint(0, 256, (count, 3, 32, 32), dtype=torch.uint8, generator=generator)
-        tensors[f"{name}_labels"] = torch.randint(0, 10, (count,), dtype=torch.uint8, generator=generator)
-    scaled = tensors["train_images"].float() / 255
-    tensors["pixel_mean"] = scaled.mean(0)
-    tensors["channel_mean"] = scaled.mean((0, 2, 3))[:, None, None]
-    tensors["channel_std"] = scaled.std((0, 2, 3))[:, None, None]
-    made = tmp_path_factory.mktemp("data") / "cifar10.safetensors"
-    save_file(tensors, made)
-    return made
+    return write_tiny_dataset(tmp_path_factory.mktemp("data") / "cifar10.safetensors", TRAIN, TEST)
 
 
 @pytest.fixture(scope="module")
@@ -325,6 +313,7 @@ def test_cells_alone_at_once_and_resumed_leave_the_same_files(study, path, devic
 def test_as_many_as_the_memory_takes(study, path, device, tmp_path):
     session = make_session(study, path, tmp_path, device=str(device))
     lines: list[str] = []
+    assert memory.fit_at_once(session.computer, [study.recipe(cell) for cell in CELLS[:2]], None) > 1
     assert train_cells(session, CELLS[:2], lines.append) == {}
     assert not [line for line in lines if "no memory" in line]
 

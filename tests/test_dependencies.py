@@ -17,6 +17,14 @@ from conftest import ROOT, write_tiny_dataset
 
 PACKAGE = ROOT / "src/resnet_cifar"
 STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+READS = {
+    "download": set(),
+    "preprocess": {"data/raw"},
+    "train": {"data/cifar10.safetensors"},
+    "evaluate": {"data/cifar10.safetensors", "runs/${key}/run.json", "runs/${key}/weights.safetensors"},
+    "report": {"benchmarks/throughput.csv", "runs", "results"},
+}
+"""What each stage reads beside code and parameters."""
 NUMERICS = {f"numerics/{path.name}" for path in (PACKAGE / "numerics").glob("*.py")}
 
 DECIDING = {
@@ -66,6 +74,7 @@ EXEMPT_OF = {
     "evaluate": {
         "cells.py": "names and paths, which are the stage's key and outs",
         "dataset.py": "reads the file of the preprocess stage, or says why it cannot",
+        "machine.py": "chooses the device, or says why it cannot be used; what computes is in numerics/",
         "checkpoint.py": "reads weights strictly: all of them as they are, or an error",
         "results.py": "files and digests; what is measured comes from evaluation.py",
         "training/*": "the record that says who trained, and the choice of the engine",
@@ -157,9 +166,22 @@ def is_empty(name: str) -> bool:
 @pytest.mark.parametrize("stage", STAGES)
 def test_dvc_lists_what_decides_a_stage_and_nothing_else(stage):
     files = DECIDING[stage] | DATA_FILES.get(stage, set())
-    outs = {dep for dep in STAGES[stage]["deps"] if dep.startswith(("data/", "runs", "results", "benchmarks/"))}
-    listed = set(STAGES[stage]["deps"]) - outs
+    listed = set(STAGES[stage]["deps"]) - READS[stage]
     assert listed == {f"src/resnet_cifar/{name}" for name in files} | {f"stages/{stage}.py"}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_dvc_lists_what_a_stage_reads(stage):
+    assert {dep for dep in STAGES[stage]["deps"] if not dep.startswith(("src/", "stages/"))} == READS[stage]
+
+
+def test_dvc_lists_every_parameter_key_by_key():
+    conf = yaml.safe_load((ROOT / "conf/config.yaml").read_text())
+    every = {f"{section}.{key}" for section in ("model", "data", "train") for key in conf[section]}
+    matrix = {"model.net", "model.n", "train.seeds"}
+    assert set(STAGES["train"]["params"]) == every - matrix - {"data.validation"}
+    assert STAGES["preprocess"]["params"] == ["data.validation"]
+    assert STAGES["report"]["params"] == [{"params.yaml": None}]
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -213,7 +235,7 @@ def test_imports_for_the_type_checker_do_not_count(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["train", "evaluate"])
-def test_nothing_else_is_imported_when_a_stage_runs(name):
+def test_nothing_else_is_imported_with_a_command(name):
     """The imports of the source are those that Python makes: nothing is imported by name in secret."""
     code = (
         "import sys; from resnet_cifar.commands import " + name + "\n"
@@ -225,7 +247,7 @@ def test_nothing_else_is_imported_when_a_stage_runs(name):
     assert loaded <= closure(ROOT / f"stages/{name}.py")
 
 
-def test_training_needs_five_packages_and_no_dvc(compose, tmp_path):
+def test_training_needs_five_packages_and_no_dvc_and_imports_nothing_in_secret(compose, tmp_path):
     """A GPU machine has torch, numpy, safetensors, PyYAML and pydantic; here a cell is trained with the rest hidden."""
     overrides = ["model.n=1", "train.seeds=0", "train.iterations=2", "train.batch_size=16", "train.milestones=[1]"]
     (tmp_path / "params.yaml").write_text(compose(*overrides, "train.warmup.iterations=0"))
@@ -254,8 +276,10 @@ script = sys.argv[1]
 sys.argv = [script, "--cells", "resnet-1-0"]
 runpy.run_path(script, run_name="__main__")
 assert not blocked & {name.partition(".")[0] for name in sys.modules}
+print(*(m.__file__ for n, m in sys.modules.items() if n.startswith("resnet_cifar") and m.__file__), sep="\\n")
 """
     script = str(ROOT / "stages/train.py")
     done = subprocess.run([sys.executable, "-c", code, script], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "runs/resnet-1-0/weights.safetensors").exists()
+    assert {Path(line).relative_to(PACKAGE).as_posix() for line in done.stdout.split()} <= closure(Path(script))

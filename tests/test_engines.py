@@ -10,7 +10,6 @@ import torch
 from conftest import ROOT
 
 from resnet_cifar import settings
-from resnet_cifar.errors import InputError
 from resnet_cifar.native.library import Unavailable
 from resnet_cifar.numerics import bits, determinism
 from resnet_cifar.numerics.eager import EagerEngine
@@ -45,13 +44,6 @@ def test_none_is_no_fallback():
     lines: list[str] = []
     computer = Computer(dataclasses.replace(settings.read(), simd="none"), lines.append)
     assert (computer.native, computer.fallback, lines) == (None, "", [])
-
-
-def test_a_gpu_that_was_asked_for_is_no_cpu():
-    if torch.cuda.is_available():
-        pytest.skip("there is one")
-    with pytest.raises(InputError, match="RESNET_CIFAR_DEVICE is 'cuda'"):
-        Computer(dataclasses.replace(settings.read(), device="cuda"), lambda _: None)
 
 
 @pytest.mark.parametrize(

@@ -105,6 +105,16 @@ def test_a_run_in_half_precision_is_evaluated_in_fp32(tiny_study, tiny_data, tmp
 # ---- Refused
 
 
+@pytest.mark.usefixtures("trained")
+def test_a_device_that_fails_is_one_sentence(session, tiny_data, folder, monkeypatch):
+    def failing(*_: object) -> None:
+        raise torch.AcceleratorError("CUDA error: no kernel image is available\nThe rest of a long message")
+
+    monkeypatch.setattr("resnet_cifar.results.evaluation.predict", failing)
+    with pytest.raises(InputError, match=r"^cpu has not enough memory or fails \(CUDA error: no kernel image is avail"):
+        evaluator(tiny_data).evaluate(CELL, session.runs, folder)
+
+
 @pytest.mark.parametrize("change", [{"seed": 1}, {"net": "plain"}])
 def test_weights_of_another_cell_are_refused(session, trained, tiny_data, folder, change):
     """A plain network has the residual one's tensors: only the metadata tells them apart."""

@@ -423,6 +423,17 @@ class Small(EagerEngine):
         super().__init__(recipe, data, precision)
 
 
+def test_a_device_that_another_process_fills_is_one_sentence(tiny_study, tiny_data, tmp_path, monkeypatch):
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB.\nThe rest of a long message")
+
+    monkeypatch.setattr("resnet_cifar.numerics.data.Dataset.to", full)
+    with pytest.raises(
+        InputError, match=r"^cpu has not enough memory or fails \(CUDA out of memory\. Tried .* 1 GiB\)"
+    ):
+        make_session(tiny_study, tiny_data, tmp_path)
+
+
 @pytest.mark.parametrize("places", [1, 3])
 def test_a_cell_too_large_for_the_device_fails_alone(session, alone, monkeypatch, places):
     monkeypatch.setattr("resnet_cifar.training.memory.fit_at_once", lambda *_: places)

@@ -2,6 +2,8 @@
 
 import platform
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -33,6 +35,24 @@ def _why_no_cuda() -> str:
     except (RuntimeError, AssertionError) as error:
         return str(error).partition("\n")[0].rstrip(".")
     return "torch sees no GPU"
+
+
+@contextmanager
+def usable(device: torch.device) -> Iterator[None]:
+    """Around the use of a device that no cell alone is to blame for: say so where another process fills or holds it.
+
+    Raises
+    ------
+    InputError
+        If the device has not enough memory, or fails.
+    """
+    try:
+        yield
+    except (torch.OutOfMemoryError, torch.AcceleratorError) as error:
+        reason = str(error).partition("\n")[0].rstrip(".")
+        raise InputError(
+            f"{device} has not enough memory or fails ({reason}): RESNET_CIFAR_DEVICE may name another, or cpu."
+        ) from None
 
 
 def has_precision(precision: str, device: torch.device) -> bool:

@@ -12,6 +12,7 @@ from resnet_cifar.cells import Cell, run_files
 from resnet_cifar.errors import InputError
 from resnet_cifar.evaluation import BrokenSealError, Result
 from resnet_cifar.files import write_whole
+from resnet_cifar.machine import usable
 from resnet_cifar.native import engine as native
 from resnet_cifar.native.library import Library, Unavailable
 from resnet_cifar.numerics.data import Dataset
@@ -97,7 +98,9 @@ class Evaluator:
             }
         else:
             arithmetic = self.computer.torch_arithmetic("eager", "fp32")
-            logits = {name: evaluation.predict(model, split, self.computer.device) for name, split in splits.items()}
+            device = self.computer.device
+            with usable(device):
+                logits = {name: evaluation.predict(model, split, device) for name, split in splits.items()}
         if not all(np.isfinite(each).all() for each in logits.values()):
             raise InputError(f"{path} gives logits that are not finite: train {cell} again.")
         measured = {name: evaluation.measure(logits[name], split.labels.numpy()) for name, split in splits.items()}

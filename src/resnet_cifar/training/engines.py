@@ -47,7 +47,8 @@ class Computer:
     def __init__(self, settings: Settings, say: Say) -> None:
         self.device = machine.choose_device(settings.device)
         self.threads = settings.threads
-        configure(self.device, self.threads)
+        with machine.usable(self.device):
+            configure(self.device, self.threads)
         self.code = code_digest()  # now, while it is the code that runs
         self.native: Library | None = None
         self.fallback = ""

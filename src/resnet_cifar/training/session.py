@@ -6,6 +6,7 @@ from resnet_cifar import dataset
 from resnet_cifar.cells import Cell, run_files
 from resnet_cifar.errors import InputError
 from resnet_cifar.files import sha256
+from resnet_cifar.machine import usable
 from resnet_cifar.params import Study
 from resnet_cifar.progress import Say
 from resnet_cifar.settings import Settings
@@ -40,7 +41,8 @@ class Session:
             folder.mkdir(parents=True, exist_ok=True)
         self.data_digest = sha256(data)
         self.computer = Computer(settings, say)  # which may compile the native engine
-        self.dataset = loaded.to(self.computer.device)
+        with usable(self.computer.device):
+            self.dataset = loaded.to(self.computer.device)
 
     def question(self, cell: Cell) -> Question:
         return Question(cell=cell.name, parameters=self.study.recipe(cell).digest, data=self.data_digest)

@@ -193,6 +193,8 @@ class _Pack:
             reason = f"{error.filename or 'a file'} cannot be written ({error.strerror or error})"
         except (torch.OutOfMemoryError, torch.AcceleratorError, MemoryError) as error:
             reason = f"the device has not enough memory for it or fails ({str(error).partition(chr(10))[0]})"
+            if self.session.computer.device.type == "cuda":
+                reason += "; RESNET_CIFAR_DEVICE=cpu trains on the processor"
         # Here, behind the block, nothing of the network is alive any more but what self.active holds.
         self.failed[cell] = reason
         self.say(f"{cell}: {reason}")
