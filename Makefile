@@ -26,7 +26,7 @@ repro: .venv/installed
 quick: .venv/installed
 	@dvc exp run --set-param preset=quick
 	@$(TABLE)
-	@echo "git checkout . && dvc checkout   brings the published results back"
+	@echo "git checkout params.yaml dvc.lock reports && make repro   brings the published results back"
 
 # The published networks once more on the test images: git sees no difference.
 evaluate: .venv/installed

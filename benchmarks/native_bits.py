@@ -90,7 +90,10 @@ def main() -> None:
         folder = Path(name)
         for number, (each, compiler, emulator) in enumerate(wanted):
             title = f"{each.name}, {compiler}"
-            command = [*emulator, str(program(folder / str(number), each, compiler))]
+            try:
+                command = [*emulator, str(program(folder / str(number), each, compiler))]
+            except build.Unavailable as error:
+                raise InputError(f"the native engine cannot be used here: {error}.") from None
             for run in (runs.TINY, *runs.RUNS):
                 for threads, hostile in CALLERS:
                     began = time.monotonic()

@@ -22,7 +22,7 @@ from native_runs import MOMENTUM, WEIGHT_DECAY, make_state
 from resnet_cifar import settings
 from resnet_cifar.errors import InputError, exit_with
 from resnet_cifar.machine import device_name
-from resnet_cifar.native.library import load
+from resnet_cifar.native.library import Unavailable, load
 from resnet_cifar.native.network import Batches, Images, NativeNetwork
 from resnet_cifar.native.sets import FAST, runnable
 from resnet_cifar.progress import say
@@ -71,7 +71,11 @@ def make_batches(random: np.random.Generator, batch: int) -> list[Batches]:
 def times(n: int, batch: int, threads: int, name: str, seconds: float) -> list[float]:
     """Seconds of each step, at least three."""
     random = np.random.default_rng(0)
-    network = NativeNetwork(load(name, say), "resnet", n, batch, threads)
+    try:
+        library = load(name, say)
+    except Unavailable as error:
+        raise InputError(f"the native engine cannot be used here: {error}.") from None
+    network = NativeNetwork(library, "resnet", n, batch, threads)
     images, state, batches = make_images(random), make_state(n), itertools.cycle(make_batches(random, batch))
     found: list[float] = []
     while len(found) < WARM_UP + 3 or sum(found) < seconds:

@@ -195,6 +195,9 @@ def test_options():
         timm.create_model("resnet20_cifar10", in_chans=1)
     with pytest.raises(InputError, match="'A' or 'B'"):
         timm.create_model("resnet20_cifar10", shortcut="C")
+    model.set_grad_checkpointing(enable=False)
+    with pytest.raises(InputError, match="no gradient checkpointing"):
+        model.set_grad_checkpointing()
 
 
 def test_dropout_is_off_in_inference():

@@ -120,6 +120,17 @@ class TimmCifarResNet(CifarResNet):
         self.head_hidden_size = self.num_features * self.global_pool.feat_mult()
         self.fc.to(self.conv1.weight)  # its device and type
 
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Refuse what timm's training script asks for with ``--grad-checkpointing``.
+
+        Raises
+        ------
+        InputError
+            If ``enable``.
+        """
+        if enable:
+            raise InputError("these networks have no gradient checkpointing, which saves memory that they do not need.")
+
     def group_matcher(self, coarse: bool = False) -> dict[str, str]:
         """Patterns by which timm groups parameters: the stem, then a group a block, or a stage if ``coarse``.
 
