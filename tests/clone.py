@@ -73,6 +73,13 @@ class Clone:
         other.folder = folder
         return other
 
+    def enter(self, patch: pytest.MonkeyPatch) -> None:
+        """Make it this process's working directory and checkout."""
+        patch.chdir(self.folder)
+        patch.setattr("resnet_cifar.sweep.checkout.PACKAGE", self.folder.resolve() / "src/resnet_cifar")
+        for name in ("PATH", "PYTHONPATH"):
+            patch.setenv(name, self.environment[name])
+
     def compose(self, *overrides: str) -> None:
         compose_to(self.folder / "params.yaml", self.folder / "conf", *overrides)
 

@@ -100,11 +100,3 @@ def test_augment_equals_padding_cropping_and_flipping_image_by_image():
     result = augment(*(torch.from_numpy(array) for array in (images, top, left, flip)))
     assert np.array_equal(result.numpy(), expected)
     assert result.is_contiguous(memory_format=torch.channels_last)
-
-
-def test_the_border_is_the_mean_after_normalisation():
-    """Padding comes after the mean is subtracted: a corner crop of the mean image is zero everywhere."""
-    mean_image = torch.full((1, 3, 32, 32), 0.4)
-    zero = torch.zeros(1, dtype=torch.uint8)
-    result = augment(mean_image - 0.4, zero, zero, zero)
-    assert torch.equal(result, torch.zeros_like(result))

@@ -1,7 +1,9 @@
 """The native engine: the same bits on every instruction set, right to float64's numbers, refusing what it cannot do."""
 
+import ctypes
 import json
 import multiprocessing
+import platform
 import threading
 from dataclasses import replace
 
@@ -10,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import ROOT
+from conftest import ROOT, needs_native
 from native_runs import (
     COUNT,
     MOMENTUM,
@@ -27,11 +29,12 @@ from numpy.typing import NDArray
 
 from resnet_cifar.errors import InputError
 from resnet_cifar.native import sets
-from resnet_cifar.native.library import Library, Unavailable, load
+from resnet_cifar.native.library import Library, load
 from resnet_cifar.native.network import Batches, Images, NativeNetwork, NonFinite, State
 from resnet_cifar.numerics import batches
 from resnet_cifar.numerics.models import Architecture, CifarResNet
 
+pytestmark = needs_native
 GOLDEN = json.loads((ROOT / "tests/golden/native.json").read_text())
 BATCH = 20
 
@@ -39,14 +42,7 @@ BATCH = 20
 @pytest.fixture(scope="module")
 def library() -> Library:
     """The fastest one of this machine."""
-    return loaded(None)
-
-
-def loaded(name: str | None) -> Library:
-    try:
-        return load(name, print)
-    except Unavailable as error:
-        pytest.skip(f"no native engine: {error}")
+    return load(None, print)
 
 
 @pytest.fixture
@@ -73,22 +69,42 @@ def train(network: NativeNetwork, state: State, images: Images, seen: Batches, l
 @pytest.mark.parametrize("name", [each.name for each in sets.runnable(sets.FAST)])
 @pytest.mark.parametrize("run", native_runs.RUNS, ids=lambda run: run.name)
 def test_the_bits_are_the_golden_ones(name, run):
-    library = loaded(name)
+    library = load(name, print)
     assert library.set == name
     assert library.bits == GOLDEN["bits"]
     assert outcome(library, run, threads=1).digest(run.n) == GOLDEN["sha256"][run.name]
 
 
-@pytest.mark.skipif(not sets.compilable(), reason="needs a system that has an engine")
 def test_the_plain_set_gives_the_golden_bits():
     """It is slow to run, and a minute to compile the first time."""
-    assert outcome(loaded("plain"), TINY, threads=1).digest(TINY.n) == GOLDEN["sha256"][TINY.name]
+    assert outcome(load("plain", print), TINY, threads=1).digest(TINY.n) == GOLDEN["sha256"][TINY.name]
 
 
 @pytest.mark.parametrize("threads", [2, 3])
 def test_threads_change_no_bit(library, threads):
     run = replace(native_runs.RUNS[1], batch=40)
     assert outcome(library, run, threads).digest(run.n) == outcome(library, run, 1).digest(run.n)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_the_callers_floating_point_mode_changes_no_bit_and_is_left_as_it_was(library, threads):
+    run = native_runs.RUNS[1]
+    network = NativeNetwork(library, run.net, run.n, run.batch, threads)
+    images, state, seen = make_images(), make_state(run.n), make_batches(run.steps, run.batch)
+    rates = native_runs.rates(run.steps)
+    libm, toward_zero = ctypes.CDLL("libm.so.6"), {"x86_64": 0xC00, "aarch64": 0xC00000}[platform.machine()]
+    torch.set_flush_denormal(True)
+    libm.fesetround(toward_zero)
+    try:
+        losses, errors = network.train(images, state, seen, rates, MOMENTUM, WEIGHT_DECAY)
+        logits = network.logits(images, state, 0, COUNT)
+        left = libm.fegetround(), (torch.tensor([1e-310], dtype=torch.float64) * 1).item()
+    finally:
+        libm.fesetround(0)
+        torch.set_flush_denormal(False)
+    assert left == (toward_zero, 0.0)
+    found = native_runs.Outcome(state, losses, errors, logits)
+    assert found.digest(run.n) == GOLDEN["sha256"][run.name]
 
 
 def test_steps_at_once_or_one_by_one(network):

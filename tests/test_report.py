@@ -1,12 +1,14 @@
 """The report, from runs and results made up here, and once from real ones."""
 
 import dataclasses
+import hashlib
 import json
 import os
 import re
 import subprocess
 import sys
 from functools import cache
+from io import StringIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -31,7 +33,7 @@ from resnet_cifar.files import sha256
 from resnet_cifar.numerics.weights import digest
 from resnet_cifar.params import Study
 from resnet_cifar.report import figures, paper, speed
-from resnet_cifar.report.outcome import Outcome, load
+from resnet_cifar.report.outcome import PUBLISHED, Outcome, load
 from resnet_cifar.report.statistics import summarize
 from resnet_cifar.report.text import number, spread
 from resnet_cifar.report.writer import write
@@ -42,6 +44,7 @@ from resnet_cifar.training.record import Arithmetic, Circumstances, Question, Re
 from resnet_cifar.training.session import Session
 from resnet_cifar.training.train import train_cells
 
+STUDIES = sorted(path.name for path in (ROOT / "reports/studies").iterdir() if path.is_dir())
 THROUGHPUT = ROOT / "benchmarks/throughput.csv"
 PARAMETERS = {3: 269_722, 5: 464_154, 7: 658_586, 9: 853_018, 18: 1_727_962}
 DATA = "d" * 64
@@ -445,6 +448,18 @@ def test_published_values_are_those_of_the_papers_table_6(tmp_path):
     assert rows["runs"].tolist() == [1, 1, 1, 1, 5, 1]
 
 
+def test_published_values_are_those_of_the_article_and_of_the_papers_figure_6():
+    published = pd.read_csv(PUBLISHED)
+    article = published[published["source"] == "article"]
+    assert article[["network", "error", "std"]].to_numpy().tolist() == [
+        ["ResNet-20", 8.586, 0.120],
+        ["ResNet-32", 7.728, 0.318],
+        ["ResNet-44", 7.540, 0.475],
+        ["ResNet-56", 7.884, 0.523],
+    ]
+    assert published[published["kind"] == "figure"]["error"].tolist() == [9.7, 10.1, 11.4, 13.3]
+
+
 # ---- Two test errors, engines, hours ---------------------------------------------------------------------------
 
 
@@ -484,10 +499,12 @@ def test_errors_by_class_and_what_a_run_costs_are_means_over_the_seeds(tmp_path)
     """Of the two seeds 0 and 1 the means are 0.5 more than of seed 0; ResNet-56 has 10 more than ResNet-20."""
     study = study_of("model.n=[3,9]", "train.seeds=[0,1]")
     make_results(tmp_path, study)
+    losses: dict[str, list[float]] = {"ResNet-20": [], "ResNet-56": []}
     for cell in study.list_cells():
         level = 10.0 * (cell.n == 9) + cell.seed
         path = tmp_path / f"results/{cell}/metrics.json"
         test = Result.parse(path.read_bytes()).test
+        losses[cell.network].append(test.loss)
         other = {"class_errors": [level + label for label in range(10)], "calibration_error": level}
         _evaluate_otherwise(path, test=test.model_copy(update=other))
         times = {"seconds": 100 * (1 + level), "images_per_second": 1000 * (2 + level)}
@@ -500,9 +517,9 @@ def test_errors_by_class_and_what_a_run_costs_are_means_over_the_seeds(tmp_path)
         for network, first in (("ResNet-20", 0.5), ("ResNet-56", 10.5))
     ]
     cost = [[*row.values()] for row in _table(text.partition("## Loss, calibration and time")[2])]
-    assert [[row[0], *row[2:]] for row in cost] == [
-        ["ResNet-20", "0.50", "150", "2,500"],
-        ["ResNet-56", "10.50", "1,150", "12,500"],
+    assert cost == [
+        ["ResNet-20", f"{np.mean(losses['ResNet-20']):.3f}", "0.50", "150", "2,500"],
+        ["ResNet-56", f"{np.mean(losses['ResNet-56']):.3f}", "10.50", "1,150", "12,500"],
     ]
 
 
@@ -1012,6 +1029,53 @@ def test_the_readme_opens_with_the_reports_table():
     text = committed("reports/metrics.md")
     table = "\n".join(line for line in text.partition("\n\n**")[0].splitlines() if line.startswith("|"))
     assert table in (ROOT / "README.md").read_text().partition("```")[0]
+
+
+def fetch(md5: str, path: Path) -> None:
+    """What DVC has under a digest in store/, to a file or a folder."""
+    content = (ROOT / "store/files/md5" / md5[:2] / md5[2:]).read_bytes()
+    assert hashlib.md5(content).hexdigest() == md5.removesuffix(".dir")
+    if md5.endswith(".dir"):
+        for file in json.loads(content):
+            fetch(file["md5"], path / file["relpath"])
+    else:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+
+
+@pytest.mark.usefixtures("no_figures")
+@pytest.mark.parametrize(
+    ("folder", "report"),
+    [("", "reports/"), *((f"reports/studies/{name}/", f"reports/studies/{name}/") for name in STUDIES)],
+)
+def test_the_published_report_is_that_of_the_bytes_in_the_store(tmp_path, folder, report):
+    for name, stage in yaml.safe_load(committed(f"{folder}dvc.lock"))["stages"].items():
+        for out in stage["outs"] if name.startswith(("train@", "evaluate@")) else []:
+            fetch(out["md5"], tmp_path / out["path"])
+    made = render(tmp_path, Study.model_validate(yaml.safe_load(committed(f"{folder}params.yaml"))))
+    for name in ("metrics.md", "metrics.json", "results.csv", "curves.csv"):
+        # A kept study's section on speed is of its own day.
+        one, other = (text.partition("\n## Speed")[0] for text in ((made / name).read_text(), committed(report + name)))
+        assert one == other
+
+
+def test_the_readmes_sentences_have_the_reports_numbers():
+    text = " ".join((ROOT / "README.md").read_text().split())
+    cells = pd.read_csv(StringIO(committed("reports/results.csv")))
+    published = pd.read_csv(PUBLISHED).query("source == 'paper'").set_index("network")["error"]
+    means = cells.groupby("network")["test_error"].mean().map(number).astype(float)  # as the table shows them
+    first, *others = (number(abs(gap)) for gap in sorted((means - published).dropna()))
+    assert f"ResNet-20 is {first} points better than its, the others are {others[0]} to {others[-1]} worse." in text
+    assert f"in {cells['seconds'].sum() / 3600:.1f} hours;" in text
+    table = speed.load(THROUGHPUT)
+    here = table[table["device"].str.contains("Xeon") & (table["threads"] == 2)]
+    seconds = here.set_index(["network", "way"])["seconds_per_64k_iterations"]
+    for way, words in (
+        (speed.LOOP, "does {:.2f} (ResNet-20) and {:.2f} times (ResNet-56)"),
+        ("usual loop, autocast", "in fp32, {:.2f} and {:.2f} times those of the same loop in bf16"),
+    ):
+        gains = [seconds[network, way] / seconds[network, "native engine"] for network in ("ResNet-20", "ResNet-56")]
+        assert words.format(*gains) in text
 
 
 def test_the_readme_gives_the_controls_last_points():

@@ -1,5 +1,6 @@
 """The environment's variables: each is read when a command starts, and a wrong value is one sentence."""
 
+import ast
 import os
 import subprocess
 import sys
@@ -112,14 +113,15 @@ def test_a_commands_help_names_the_variables_that_it_reads(stage, tmp_path):
 
 
 def test_the_environment_is_read_nowhere_else():
-    """But where torch's own variables are set and, in engines.py, recorded, and a compiler is found."""
+    """But for what is not this project's, such as torch's own variables and the compiler, and for children's sake."""
+    package, names = ROOT / "src/resnet_cifar", {"environ", "environb", "getenv"}
     readers = {
-        path.relative_to(ROOT / "src/resnet_cifar").as_posix()
-        for path in (ROOT / "src/resnet_cifar").rglob("*.py")
-        if "RESNET_CIFAR_" in path.read_text() and "os.environ" in path.read_text()
+        path.relative_to(package).as_posix()
+        for path in package.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if (isinstance(node, ast.Attribute) and node.attr in names)
+        or (isinstance(node, ast.ImportFrom) and node.module == "os" and {each.name for each in node.names} & names)
     }
-    assert "settings.py" in readers
-    assert {name for name in readers if not name.startswith(("sweep/", "native/"))} == {
-        "settings.py",
-        "training/engines.py",
-    }
+    others = {"training/engines.py", "numerics/determinism.py", "native/build.py", "sources/official.py"}
+    children = {"commands/report.py", *(f"sweep/{name}.py" for name in ("__init__", "cluster", "ledger", "local"))}
+    assert readers == {"settings.py"} | others | children

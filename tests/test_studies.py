@@ -30,7 +30,6 @@ from resnet_cifar.errors import InputError
 from resnet_cifar.report import tables
 from resnet_cifar.studies import index, remote
 from resnet_cifar.studies.keep import LOCK, STUDIES, _alone, keep
-from resnet_cifar.sweep import checkout
 
 TINY = """\
 # @package _global_
@@ -87,10 +86,7 @@ def clone(tmp_path_factory) -> Iterator[Clone]:
         made = Clone.reproduced(tmp_path_factory)
         (made.folder / "conf/preset/tiny.yaml").write_text(TINY)
         made.save()
-        patch.chdir(made.folder)
-        patch.setattr(checkout, "PACKAGE", made.folder.resolve() / "src/resnet_cifar")
-        for name in ("PATH", "PYTHONPATH"):
-            patch.setenv(name, made.environment[name])
+        made.enter(patch)
         yield made
 
 
@@ -175,22 +171,24 @@ def test_elsewhere_it_is_restored_and_not_trained(kept, tmp_path):
     assert unsaved(other) == set()
 
 
-def test_an_edit_that_changes_no_byte_is_kept_anew_without_training(kept):
+def test_an_edit_that_changes_no_byte_is_kept_anew_without_training(kept, tmp_path):
     before, old = trained(STUDIES / "tiny" / LOCK), stages(STUDIES / "tiny" / LOCK)
     name = "src/resnet_cifar/numerics/batches.py"
-    Path(name).write_text(Path(name).read_text() + "\n# an edit\n")
-    kept.save()
-    shutil.rmtree(".dvc/cache/runs")  # so that the kept part of the lock is all there is
-    keep("tiny", None, silent)
+    shutil.copytree(".dvc/cache/runs", tmp_path / "runs")
+    with kept.edited([name]):
+        kept.save()
+        shutil.rmtree(".dvc/cache/runs")  # so that the kept part of the lock is all there is
+        keep("tiny", None, silent)
+        md5 = hashlib.md5(Path(name).read_bytes()).hexdigest()
     assert trained(STUDIES / "tiny" / LOCK) == before
     new = stages(STUDIES / "tiny" / LOCK)
-    md5 = hashlib.md5(Path(name).read_bytes()).hexdigest()
     for cell, stage in new.items():
         if cell.startswith("train@"):
             assert {"path": name, "md5": md5}.items() <= {
                 key: value for dep in stage["deps"] if dep["path"] == name for key, value in dep.items()
             }.items()
             assert stage["outs"] == old[cell]["outs"]
+    shutil.copytree(tmp_path / "runs", ".dvc/cache/runs", dirs_exist_ok=True)
     kept.save()
 
 

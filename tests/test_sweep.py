@@ -1,6 +1,5 @@
 """The sweep: what it trains, restores, records and refuses, each test in a clone of its own."""
 
-import copy
 import dataclasses
 import errno
 import inspect
@@ -61,10 +60,10 @@ def made(tmp_path_factory) -> Clone:
 @pytest.fixture(scope="module")
 def trained(made, tmp_path_factory) -> Clone:
     """A clone after a sweep; ``lines`` are what it said."""
-    clone = copied(made, tmp_path_factory.mktemp("trained") / "clone")
+    clone = made.copy(tmp_path_factory.mktemp("trained") / "clone")
     clone.lines = []
     with pytest.MonkeyPatch.context() as patch:
-        go_to(clone, patch)
+        clone.enter(patch)
         train(clone.lines)
     clone.save()
     return clone
@@ -75,8 +74,8 @@ def enter(tmp_path, monkeypatch) -> Callable[[Clone], Clone]:
     """Enter a copy of a clone; this process counts as its code."""
 
     def entered(clone: Clone) -> Clone:
-        mine = copied(clone, tmp_path / "clone")
-        go_to(mine, monkeypatch)
+        mine = clone.copy(tmp_path / "clone")
+        mine.enter(monkeypatch)
         return mine
 
     return entered
@@ -97,20 +96,6 @@ def said() -> list[str]:
 @pytest.fixture
 def no_training(monkeypatch) -> None:
     monkeypatch.setattr(local, "train", lambda cells, *_: pytest.fail(f"trains {cells}"))
-
-
-def go_to(clone: Clone, patch: pytest.MonkeyPatch) -> None:
-    patch.chdir(clone.folder)
-    patch.setattr(checkout, "PACKAGE", clone.folder.resolve() / "src/resnet_cifar")
-    for name in ("PATH", "PYTHONPATH"):
-        patch.setenv(name, clone.environment[name])
-
-
-def copied(clone: Clone, folder: Path) -> Clone:
-    shutil.copytree(clone.folder, folder, symlinks=True)
-    other = copy.copy(clone)
-    other.folder = folder
-    return other
 
 
 def train(said: list[str]) -> None:
