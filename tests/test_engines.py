@@ -47,16 +47,18 @@ def test_none_is_no_fallback():
 
 
 @pytest.mark.parametrize(
-    ("change", "engine"),
+    ("change", "has_bf16", "engine"),
     [
-        ({}, "native"),
-        ({"net": "plain"}, "native"),
-        ({"shortcut": "B"}, "eager"),
-        ({"net": "plain", "shortcut": "B"}, "native"),  # a plain network has no shortcut
-        ({"precision": "bf16"}, "eager"),
+        ({}, True, "native"),
+        ({"net": "plain"}, True, "native"),
+        ({"shortcut": "B"}, True, "eager"),
+        ({"net": "plain", "shortcut": "B"}, True, "native"),  # a plain network has no shortcut
+        ({"precision": "bf16"}, True, "eager"),
+        ({"precision": "bf16"}, False, "native"),  # fp32 takes its place
     ],
 )
-def test_what_the_native_engine_computes(native, tiny_recipe, change, engine):
+def test_what_the_native_engine_computes(monkeypatch, native, tiny_recipe, change, has_bf16, engine):
+    monkeypatch.setattr(engines.machine, "has_precision", lambda precision, _: precision == "fp32" or has_bf16)
     assert native.arithmetic(dataclasses.replace(tiny_recipe, **change)).engine == engine
 
 
