@@ -9,7 +9,7 @@ from safetensors.torch import load, load_file, save_file
 from resnet_cifar.cells import Cell, RunFiles, run_files
 from resnet_cifar.numerics.weights import digest
 from resnet_cifar.training import record
-from resnet_cifar.training.record import Arithmetic, Circumstances, Question, Record, RecordError
+from resnet_cifar.training.record import Arithmetic, Circumstances, Earlier, Question, Record, RecordError
 from resnet_cifar.training.train import train_cells
 
 CELL = Cell("resnet", 1, 0)
@@ -47,6 +47,19 @@ def test_a_round_trip():
     assert MADE.cell == CELL
 
 
+def test_of_parts_each_has_its_circumstances():
+    first = MADE.circumstances.model_copy(update={"device": "another CPU"})
+    second = MADE.circumstances.model_copy(update={"threads": 3})
+    parts = [Earlier(until=100, circumstances=first), Earlier(until=250, circumstances=second)]
+    made = MADE.model_copy(update={"earlier": parts})
+    assert Record.model_validate_json(made.content()) == made
+    found = {iteration: made.circumstances_until(iteration) for iteration in (1, 100, 101, 250, 251, 64000)}
+    whole = [first, second, MADE.circumstances]
+    assert [len(parts) for parts in found.values()] == [1, 1, 2, 2, 3, 3]
+    assert all(parts == whole[: len(parts)] for parts in found.values())
+    assert MADE.circumstances_until(64000) == [MADE.circumstances]
+
+
 def set_to(value: object, *path: str):
     def change(values: dict) -> None:
         for key in path[:-1]:
@@ -67,6 +80,7 @@ def set_to(value: object, *path: str):
         set_to("quantum", "arithmetic", "engine"),
         set_to(None, "question"),
         set_to([1.5], "resumed_at"),
+        set_to([{"until": 100}], "earlier"),
     ],
 )
 def test_reading_is_strict(tmp_path, change):

@@ -40,7 +40,7 @@ from resnet_cifar.report.writer import write
 from resnet_cifar.responses import IMAGES
 from resnet_cifar.results import Evaluator
 from resnet_cifar.settings import Settings
-from resnet_cifar.training.record import Arithmetic, Circumstances, Question, Record
+from resnet_cifar.training.record import Arithmetic, Circumstances, Earlier, Question, Record
 from resnet_cifar.training.session import Session
 from resnet_cifar.training.train import train_cells
 
@@ -521,6 +521,27 @@ def test_errors_by_class_and_what_a_run_costs_are_means_over_the_seeds(tmp_path)
         ["ResNet-20", f"{np.mean(losses['ResNet-20']):.3f}", "0.50", "150", "2,500"],
         ["ResNet-56", f"{np.mean(losses['ResNet-56']):.3f}", "10.50", "1,150", "12,500"],
     ]
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_a_run_that_several_processors_computed_names_them(tmp_path):
+    study = study_of("model.n=3")
+    make_results(tmp_path, study)
+    files = run_files(tmp_path / "runs", Cell("resnet", 3, 1))
+    made = Record.model_validate_json(files.record.read_bytes())
+    parts = [("Intel Xeon", 20), ("AMD EPYC", 30), ("Intel Xeon", 40)]
+    earlier = [
+        Earlier(until=until, circumstances=made.circumstances.model_copy(update={"device": device}))
+        for device, until in parts
+    ]
+    files.record.write_bytes(made.model_copy(update={"earlier": earlier}).content())
+    folder = render(tmp_path, study)
+    processors = pd.read_csv(folder / "results.csv").set_index("cell")["processor"]
+    assert processors["resnet-3-1"] == "Intel Xeon, then AMD EPYC"
+    assert (
+        "**Hardware:** 1 run on AMD EPYC (16 CPU threads), native engine, fp32; "
+        "1 run on Intel Xeon, then AMD EPYC (16 CPU threads), native engine, fp32. "
+    ) in (folder / "metrics.md").read_text()
 
 
 @pytest.mark.usefixtures("no_figures")

@@ -17,7 +17,7 @@ from resnet_cifar.cells import Cell
 from resnet_cifar.numerics.eager import EagerEngine
 from resnet_cifar.numerics.run import Run
 from resnet_cifar.numerics.weights import KEY, digest
-from resnet_cifar.training.record import Arithmetic, Question
+from resnet_cifar.training.record import Arithmetic, Circumstances, Question
 from resnet_cifar.training.states import Past, StateFile, home
 
 CELL = Cell("resnet", 1, 0)
@@ -56,11 +56,27 @@ def rewrite(path: Path, tensors: object = lambda tensors: tensors, note: object 
 
 def test_a_run_goes_on_from_its_state(saved, run):
     past, aside = saved.restore(run)
-    assert (past, aside) == (Past(12.5, [2, 5]), "")
+    assert (past, aside) == (Past(seconds=12.5, resumed_at=[2, 5]), "")
     assert run.iteration == 5
     assert len(run.history().splitlines()) == 2
     assert saved.path.parent.name == "resnet-1-0"
     assert len(list(saved.path.parent.iterdir())) == 1  # no temporary file stays
+
+
+def circumstances(**change: object) -> Circumstances:
+    made = {"device": "this one", "threads": 2, "simd": "avx2", "torch": "2.14", "numpy": "2.4", "code": "c" * 64}
+    return Circumstances(**made | change)
+
+
+def test_what_a_part_was_computed_on_stays_when_another_machine_goes_on(saved, run):
+    here, there = circumstances(), circumstances(device="that one", simd="avx512")
+    past, _ = saved.restore(run)
+    for now, iteration in ((here, 0), (here, 2), (there, 5), (there, 7), (here, 9)):
+        past.go_on(now, iteration)
+        saved.save(run, past)
+        past, _ = saved.restore(run)
+    assert past.circumstances == here
+    assert [(part.until, part.circumstances) for part in past.earlier] == [(5, here), (9, there)]
 
 
 def test_dvcs_copies_of_the_checkout_are_where_they_are_looked_for(tmp_path):

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, advance, changed, make_session, write_tiny_dataset
+from conftest import ROOT, advance, changed, make_session, needs_native, write_tiny_dataset
 
 from resnet_cifar import progress
 from resnet_cifar.cells import Cell, run_files
@@ -219,6 +219,20 @@ def test_another_run_of_the_cell_leaves_the_state_alone(session, tiny_study):
     assert CellRun(session, SMALL).resumed == 1
     assert train_cells(session, [SMALL], silent) == {}
     assert saved_cells(session) == []
+
+
+@needs_native
+def test_the_record_says_which_part_another_machine_computed(tiny_study, tiny_data, tmp_path):
+    """Here one thread goes on with what two began, is interrupted, too, and two go on with that."""
+    study = changed(tiny_study, eval_every=1)
+    one, two = (make_session(study, tiny_data, tmp_path, simd=None, threads=threads) for threads in (1, 2))
+    for session, iteration in ((two, 1), (one, 3), (one, 4), (two, 5)):
+        saved_at(session, SMALL, iteration)
+    assert train_cells(two, [SMALL], silent) == {}
+    found = record.read(run_files(two.runs, SMALL))
+    assert found.resumed_at == [1, 3, 4, 5]
+    assert [(part.until, part.circumstances.threads) for part in found.earlier] == [(1, 2), (4, 1)]
+    assert found.circumstances == two.computer.circumstances()
 
 
 def test_an_experiment_interrupted_in_a_copy_goes_on_in_another(tiny_study, tiny_data, tmp_path, alone):

@@ -103,6 +103,20 @@ def test_the_same_bytes_with_every_set_and_nothing_else_is_changed(verify, runs,
     assert states(tmp_path) == []
 
 
+def test_of_a_run_of_several_machines_it_names_those_that_had_come_so_far(verify, runs):
+    files = run_files(runs, CELL)
+    made = record.Record.model_validate_json(files.record.read_bytes())
+    earlier = record.Earlier(
+        until=4, circumstances=made.circumstances.model_copy(update={"device": "CPU", "threads": 9})
+    )
+    files.record.write_bytes(made.model_copy(update={"earlier": [earlier]}).content())
+    (outcome,) = verify(last=4)
+    assert f"; trained on CPU with {SETS[0]}, here on " in outcome.sentence
+    (outcome,) = verify(last=6)
+    then = f"{made.circumstances.device} with {SETS[0]}"
+    assert f"; trained on CPU with {SETS[0]}, then {then}, here on " in outcome.sentence
+
+
 def test_a_network_without_memory_for_it_is_not_compared(verify, monkeypatch):
     def refuse(*_: object) -> None:
         raise InputError("There is not enough memory for a network of 8 layers.")

@@ -259,18 +259,20 @@ class _Comparison:
 
     def _same(self, published: Record, curve: list[str]) -> Finding:
         iteration, points = _iteration(curve[-1]), len(curve) - 1
-        there, here = published.circumstances, self.session.computer.circumstances()
+        here = self.session.computer.circumstances()
+        there = dict.fromkeys(f"{each.device} with {each.simd}" for each in published.circumstances_until(iteration))
         where = f"each of {points} evaluations up to" if points > 1 else "the evaluation at"
         sentence = (
-            f"{published.cell}: same bytes at {where} iteration {iteration:,}; trained on {there.device} with "
-            f"{there.simd}, here on {here.device} with {here.simd}."
+            f"{published.cell}: same bytes at {where} iteration {iteration:,}; trained on {', then '.join(there)}, "
+            f"here on {here.device} with {here.simd}."
         )
         return Finding(published.cell, Verdict.SAME, sentence, iteration)
 
     def _different(self, published: Record, curve: list[str], line: int, what: str) -> Finding:
         """``line`` is that of the first evaluation that differs, ``what`` is here not as it is there."""
         before, after = _iteration(curve[line - 1]) if line > 1 else 0, _iteration(curve[line])
-        differences = published.circumstances.differences(self.session.computer.circumstances())
+        there = published.circumstances_until(after)[-1]
+        differences = there.differences(self.session.computer.circumstances())
         machine = f"differs: {'; '.join(differences)}" if differences else "was like this one"
         sentence = (
             f"{published.cell}: different bytes; the first difference lies between iterations {before:,} and "

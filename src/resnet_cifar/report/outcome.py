@@ -10,6 +10,7 @@ from resnet_cifar.cells import Cell
 from resnet_cifar.params import Study
 from resnet_cifar.report import paper
 from resnet_cifar.report.reading import Finished, read
+from resnet_cifar.training.record import Record
 
 PUBLISHED = Path(__file__).with_name("published.csv")
 CURVE = {
@@ -34,7 +35,7 @@ class Outcome:
     ----------
     cells : DataFrame
         One row a cell: what it is, its errors and losses from the checkpoint, how, where and how long it was trained,
-        the SHA-256 of its weights and its history.
+        the SHA-256 of its weights and its history. ``threads`` and ``torch`` are those of the last part.
     curves : DataFrame
         One row a cell and evaluated iteration; the columns that begin with ``curve_`` are of the training's precision.
     class_errors : ndarray of float, shape (cells, 10)
@@ -140,12 +141,17 @@ def _row(finished: Finished) -> dict[str, object]:
         "images_per_second": record.images_per_second,
         "engine": record.arithmetic.engine,
         "precision": record.arithmetic.precision,
-        "processor": record.circumstances.device,
+        "processor": ", then ".join(_processors(record)),
         "threads": record.circumstances.threads,
         "torch": record.circumstances.torch,
         "weights_sha256": record.weights_sha256,
         "history_sha256": record.history_sha256,
     }
+
+
+def _processors(record: Record) -> list[str]:
+    """Where it was trained, in order, each processor once."""
+    return list(dict.fromkeys(each.device for each in record.circumstances_until(record.iterations)))
 
 
 def _curve(finished: Finished) -> pd.DataFrame:

@@ -52,6 +52,7 @@ class CellRun:
         self.run = Run(recipe, session.dataset, session.computer.engine(recipe, session.dataset, stream))
         self.state = StateFile(session.states, self.question, self.arithmetic)
         self.past, self.left_aside = self.state.restore(self.run)
+        self.past.go_on(session.computer.circumstances(), self.run.iteration)
         self.resumed = self.stored = self.run.iteration
         self.finished = self.run.finished
         self.began = self.written = time.monotonic()
@@ -103,11 +104,12 @@ class CellRun:
         finished = Record(
             question=self.question,
             arithmetic=self.arithmetic,
-            circumstances=self.session.computer.circumstances(),
+            circumstances=self.past.circumstances,
             iterations=recipe.iterations,
             seconds=round(seconds, 3),
             images_per_second=round(recipe.iterations * recipe.batch_size / seconds, 1),
             resumed_at=self.past.resumed_at,
+            earlier=self.past.earlier,
             weights_sha256=digest(weights),
             history_sha256=hashlib.sha256(history).hexdigest(),
         )

@@ -68,19 +68,28 @@ class Circumstances(_Part):
     code: Annotated[Digest, Field(description="code's digest")]
 
 
+class Earlier(_Part):
+    """A part of an interrupted run, computed under other circumstances than what followed."""
+
+    until: Annotated[int, Field(description="last iteration")]
+    circumstances: Annotated[Circumstances, Field(description="circumstances")]
+
+
 class Record(_Part):
     """One run, as run.json holds it.
 
     Parameters
     ----------
     question, arithmetic, circumstances
-        What was asked for, how it was computed, and on what.
+        What was asked for, how it was computed, and on what, of an interrupted run the last part.
     iterations : int
         SGD steps.
     seconds, images_per_second : float
         Of training, evaluations included; those of an interrupted run are added up.
     resumed_at : list of int
         The iterations at which it was interrupted and went on.
+    earlier : list of Earlier
+        The parts before that were computed under other circumstances, in order.
     weights_sha256 : str
         Digest of the tensors in weights.safetensors.
     history_sha256 : str
@@ -94,12 +103,19 @@ class Record(_Part):
     seconds: float
     images_per_second: float
     resumed_at: list[int]
+    earlier: list[Earlier] = []
     weights_sha256: Digest
     history_sha256: Digest
 
     @property
     def cell(self) -> Cell:
         return Cell.parse(self.question.cell)
+
+    def circumstances_until(self, iteration: int) -> list[Circumstances]:
+        """Those of the parts up to ``iteration``, in order."""
+        begins = [0, *(part.until for part in self.earlier)]
+        parts = [*(part.circumstances for part in self.earlier), self.circumstances]
+        return [part for begin, part in zip(begins, parts, strict=True) if begin < iteration]
 
     def content(self) -> bytes:
         """What run.json holds."""

@@ -3,10 +3,10 @@
 import hashlib
 import json
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
+from pydantic import BaseModel, ConfigDict
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialize
 from torch import Tensor
@@ -14,7 +14,7 @@ from torch import Tensor
 from resnet_cifar.files import write_whole
 from resnet_cifar.numerics.run import Run
 from resnet_cifar.numerics.weights import KEY, digest
-from resnet_cifar.training.record import Arithmetic, Question
+from resnet_cifar.training.record import Arithmetic, Circumstances, Earlier, Question
 
 
 def home(scratch: Path) -> Path:
@@ -35,12 +35,33 @@ def home(scratch: Path) -> Path:
     return scratch
 
 
-@dataclass
-class Past:
-    """What an interrupted run leaves besides its state: seconds spent, and the iterations it was resumed at."""
+class Past(BaseModel):
+    """What an interrupted run leaves besides its state.
+
+    Parameters
+    ----------
+    seconds : float
+        Spent on it.
+    resumed_at : list of int
+        The iterations at which it went on.
+    earlier : list of Earlier
+        The parts that were computed under other circumstances than what followed.
+    circumstances : Circumstances
+        Those of the last part; None before the first iteration.
+    """
+
+    model_config = ConfigDict(extra="forbid")
 
     seconds: float = 0.0
-    resumed_at: list[int] = field(default_factory=list)
+    resumed_at: list[int] = []
+    earlier: list[Earlier] = []
+    circumstances: Circumstances | None = None
+
+    def go_on(self, circumstances: Circumstances, iteration: int) -> None:
+        """From ``iteration`` on, these are the circumstances."""
+        if self.circumstances and self.circumstances != circumstances:
+            self.earlier.append(Earlier(until=iteration, circumstances=self.circumstances))
+        self.circumstances = circumstances
 
 
 class StateFile:
@@ -68,7 +89,7 @@ class StateFile:
     def save(self, run: Run, past: Past) -> None:
         """Write the state in one piece: whatever happens, the file is the old state or the new one."""
         tensors, rest = run.saved()
-        note = json.dumps({"identity": self.identity, "past": asdict(past), "rest": rest})
+        note = json.dumps({"identity": self.identity, "past": past.model_dump(), "rest": rest})
         self.path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(self.path, serialize(tensors, {KEY: note, "digest": _digest(note, tensors)}), shared=True)
 
@@ -91,7 +112,7 @@ class StateFile:
             note = json.loads(text)
             if note["identity"] != self.identity or not _fits(tensors, run):
                 return Past(), f"{self.path} is another run's"
-            past = Past(**note["past"])
+            past = Past.model_validate(note["past"])
             run.restore(tensors, note["rest"])
         except FileNotFoundError:
             return Past(), self._others()
