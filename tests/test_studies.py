@@ -206,10 +206,12 @@ except KeyboardInterrupt:
     pathlib.Path("saved").touch()
 """
 HOLDING = """\
+import signal
 from pathlib import Path
 from resnet_cifar.errors import exit_with
 from resnet_cifar.studies import keep
 
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # of tests under nohup, too
 with keep._alone(Path("made")) as lock:
     exit_with(lambda: keep._run(Path("."), lock, "dvc"))
 """
