@@ -52,7 +52,7 @@ def needs_extra(extra: str) -> Iterator[None]:
 def in_one_line(error: Exception) -> str:
     """An error's message without line breaks and full stop, a system's with the file's name.
 
-    >>> in_one_line(ValueError("it  is wide."))
+    >>> in_one_line(ValueError("it is\\n  wide."))
     'it is wide'
     """
     if isinstance(error, OSError) and error.strerror:

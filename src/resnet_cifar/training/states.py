@@ -6,11 +6,12 @@ from contextlib import suppress
 from pathlib import Path
 
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialize
 from torch import Tensor
 
+from resnet_cifar.errors import TrainingError, in_one_line
 from resnet_cifar.files import write_whole
 from resnet_cifar.numerics.run import Run
 from resnet_cifar.numerics.weights import KEY, digest
@@ -47,7 +48,7 @@ class Past(BaseModel):
     earlier : list of Earlier
         The parts that were computed under other circumstances than what followed.
     circumstances : Circumstances
-        Those of the last part; None before the first iteration.
+        Those of the last part; None in a new run, and in a state of an older version, which did not know them.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -102,6 +103,11 @@ class StateFile:
             New if there is no state that fits; then ``run`` is as it was.
         str
             Why a state that is there was left aside, in words; else empty.
+
+        Raises
+        ------
+        TrainingError
+            If the state fits, and another version of this program wrote what goes with it.
         """
         try:
             with safe_open(self.path, "pt") as file:
@@ -114,10 +120,15 @@ class StateFile:
                 return Past(), f"{self.path} is another run's"
             past = Past.model_validate(note["past"])
             run.restore(tensors, note["rest"])
+        except ValidationError:  # a new run would write over hours of work
+            raise TrainingError(
+                f"another version of this program saved {self.path}: go on with that version, or move the file away to "
+                "begin anew"
+            ) from None
         except FileNotFoundError:
             return Past(), self._others()
         except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-            return Past(), f"{self.path} cannot be read ({error})"
+            return Past(), f"{self.path} cannot be read ({in_one_line(error)})"
         past.resumed_at.append(run.iteration)
         return past, ""
 
