@@ -53,11 +53,19 @@ def test_of_parts_each_has_its_circumstances():
     parts = [Earlier(until=100, circumstances=first), Earlier(until=250, circumstances=second)]
     made = MADE.model_copy(update={"earlier": parts})
     assert Record.model_validate_json(made.content()) == made
-    found = {iteration: made.circumstances_until(iteration) for iteration in (1, 100, 101, 250, 251, 64000)}
-    whole = [first, second, MADE.circumstances]
-    assert [len(parts) for parts in found.values()] == [1, 1, 2, 2, 3, 3]
-    assert all(parts == whole[: len(parts)] for parts in found.values())
-    assert MADE.circumstances_until(64000) == [MADE.circumstances]
+    last = MADE.circumstances
+    for after, until, expected in (
+        (0, 1, [first]),
+        (0, 100, [first]),
+        (0, 101, [first, second]),
+        (99, 250, [first, second]),
+        (100, 250, [second]),
+        (249, 251, [second, last]),
+        (250, 251, [last]),
+        (0, 64000, [first, second, last]),
+    ):
+        assert made.circumstances_between(after, until) == expected
+    assert MADE.circumstances_between(0, 64000) == [last]
 
 
 def set_to(value: object, *path: str):

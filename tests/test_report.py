@@ -537,10 +537,10 @@ def test_a_run_that_several_processors_computed_names_them(tmp_path):
     files.record.write_bytes(made.model_copy(update={"earlier": earlier}).content())
     folder = render(tmp_path, study)
     processors = pd.read_csv(folder / "results.csv").set_index("cell")["processor"]
-    assert processors["resnet-3-1"] == "Intel Xeon, then AMD EPYC"
+    assert processors["resnet-3-1"] == "Intel Xeon, then AMD EPYC, then Intel Xeon, then AMD EPYC"
     assert (
         "**Hardware:** 1 run on AMD EPYC (16 CPU threads), native engine, fp32; "
-        "1 run on Intel Xeon, then AMD EPYC (16 CPU threads), native engine, fp32. "
+        "1 run on Intel Xeon, then AMD EPYC, then Intel Xeon, then AMD EPYC (16 CPU threads), native engine, fp32. "
     ) in (folder / "metrics.md").read_text()
 
 

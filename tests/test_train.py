@@ -235,6 +235,15 @@ def test_the_record_says_which_part_another_machine_computed(tiny_study, tiny_da
     assert found.circumstances == two.computer.circumstances()
 
 
+@needs_native
+def test_what_only_writes_the_files_of_a_run_did_not_compute_it(tiny_study, tiny_data, tmp_path):
+    one, two = (make_session(tiny_study, tiny_data, tmp_path, simd=None, threads=threads) for threads in (1, 2))
+    saved_at(two, SMALL, tiny_study.train.iterations)
+    assert train_cells(one, [SMALL], silent) == {}
+    found = record.read(run_files(one.runs, SMALL))
+    assert (found.earlier, found.circumstances) == ([], two.computer.circumstances())
+
+
 def test_an_experiment_interrupted_in_a_copy_goes_on_in_another(tiny_study, tiny_data, tmp_path, alone):
     """DVC makes one for each `dvc exp run --temp` and each queued experiment, and removes it with all that is in it."""
     copies = tmp_path / ".dvc/tmp/exps"

@@ -103,13 +103,17 @@ def test_the_same_bytes_with_every_set_and_nothing_else_is_changed(verify, runs,
     assert states(tmp_path) == []
 
 
-def test_of_a_run_of_several_machines_it_names_those_that_had_come_so_far(verify, runs):
+def begun_elsewhere(runs: Path, until: int) -> record.Record:
+    """Another CPU began the run, says its record now."""
     files = run_files(runs, CELL)
     made = record.Record.model_validate_json(files.record.read_bytes())
-    earlier = record.Earlier(
-        until=4, circumstances=made.circumstances.model_copy(update={"device": "CPU", "threads": 9})
-    )
+    earlier = record.Earlier(until=until, circumstances=made.circumstances.model_copy(update={"device": "CPU"}))
     files.record.write_bytes(made.model_copy(update={"earlier": [earlier]}).content())
+    return made
+
+
+def test_of_a_run_of_several_machines_it_names_those_that_had_come_so_far(verify, runs):
+    made = begun_elsewhere(runs, 4)
     (outcome,) = verify(last=4)
     assert f"; trained on CPU with {SETS[0]}, here on " in outcome.sentence
     (outcome,) = verify(last=6)
@@ -246,6 +250,23 @@ def test_it_says_between_which_evaluations_and_in_what_machines_the_first_differ
     ) in outcome.sentence
     assert "its number of CPU threads is 2, not 3" in outcome.sentence
     assert "PyTorch" not in outcome.sentence
+
+
+@pytest.mark.parametrize(
+    ("until", "words"),
+    [
+        (4, "The run's machine was like this one."),
+        (5, "The run's machine differs: its device is CPU, not {}, then was like this one."),
+        (6, "The run's machine differs: its device is CPU, not {}."),
+    ],
+)
+def test_of_a_run_of_several_machines_those_are_compared_that_computed_the_stretch(verify, runs, until, words):
+    """The first difference lies between iterations 4 and 6."""
+    rewrite(runs, lambda rows: rows[2].update(weights_sha256="0" * 64), as_recorded=False)
+    made = begun_elsewhere(runs, until)
+    (outcome,) = verify(last=6, simd=SETS[0], threads=2)
+    assert (outcome.verdict, outcome.iteration) == (Verdict.DIFFERENT, 4)
+    assert outcome.sentence.endswith(words.format(made.circumstances.device))
 
 
 DAMAGES = {

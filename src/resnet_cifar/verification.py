@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from enum import Enum
+from itertools import groupby
 from pathlib import Path
 
 from resnet_cifar.cells import Cell, run_files
@@ -260,7 +261,8 @@ class _Comparison:
     def _same(self, published: Record, curve: list[str]) -> Finding:
         iteration, points = _iteration(curve[-1]), len(curve) - 1
         here = self.session.computer.circumstances()
-        there = dict.fromkeys(f"{each.device} with {each.simd}" for each in published.circumstances_until(iteration))
+        parts = published.circumstances_between(0, iteration)
+        there = [where for where, _ in groupby(f"{each.device} with {each.simd}" for each in parts)]
         where = f"each of {points} evaluations up to" if points > 1 else "the evaluation at"
         sentence = (
             f"{published.cell}: same bytes at {where} iteration {iteration:,}; trained on {', then '.join(there)}, "
@@ -271,9 +273,9 @@ class _Comparison:
     def _different(self, published: Record, curve: list[str], line: int, what: str) -> Finding:
         """``line`` is that of the first evaluation that differs, ``what`` is here not as it is there."""
         before, after = _iteration(curve[line - 1]) if line > 1 else 0, _iteration(curve[line])
-        there = published.circumstances_until(after)[-1]
-        differences = there.differences(self.session.computer.circumstances())
-        machine = f"differs: {'; '.join(differences)}" if differences else "was like this one"
+        here = self.session.computer.circumstances()
+        there = [each.differences(here) for each in published.circumstances_between(before, after)]
+        machine = ", then ".join(f"differs: {'; '.join(each)}" if each else "was like this one" for each in there)
         sentence = (
             f"{published.cell}: different bytes; the first difference lies between iterations {before:,} and "
             f"{after:,}, where this machine has {what}. The run's machine {machine}."

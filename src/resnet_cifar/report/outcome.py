@@ -1,6 +1,7 @@
 """What is reported, as tables: a row a cell, a row a point of a curve, and what others report."""
 
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -141,7 +142,7 @@ def _row(finished: Finished) -> dict[str, object]:
         "images_per_second": record.images_per_second,
         "engine": record.arithmetic.engine,
         "precision": record.arithmetic.precision,
-        "processor": ", then ".join(_processors(record)),
+        "processor": _processors(record),
         "threads": record.circumstances.threads,
         "torch": record.circumstances.torch,
         "weights_sha256": record.weights_sha256,
@@ -149,9 +150,10 @@ def _row(finished: Finished) -> dict[str, object]:
     }
 
 
-def _processors(record: Record) -> list[str]:
-    """Where it was trained, in order, each processor once."""
-    return list(dict.fromkeys(each.device for each in record.circumstances_until(record.iterations)))
+def _processors(record: Record) -> str:
+    """Where it was trained, in order."""
+    parts = [*(part.circumstances for part in record.earlier), record.circumstances]
+    return ", then ".join(device for device, _ in groupby(part.device for part in parts))
 
 
 def _curve(finished: Finished) -> pd.DataFrame:

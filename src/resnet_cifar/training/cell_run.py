@@ -41,7 +41,7 @@ class CellRun:
     Raises
     ------
     TrainingError
-        If another process trains the cell.
+        If another process trains the cell, or another version of this program saved its state.
     """
 
     def __init__(self, session: Session, cell: Cell, stream: "torch.cuda.Stream | None" = None) -> None:
@@ -52,7 +52,8 @@ class CellRun:
         self.run = Run(recipe, session.dataset, session.computer.engine(recipe, session.dataset, stream))
         self.state = StateFile(session.states, self.question, self.arithmetic)
         self.past, self.left_aside = self.state.restore(self.run)
-        self.past.go_on(session.computer.circumstances(), self.run.iteration)
+        if not (self.run.finished and self.past.circumstances):  # else it computes nothing, and writes the files
+            self.past.go_on(session.computer.circumstances(), self.run.iteration)
         self.resumed = self.stored = self.run.iteration
         self.finished = self.run.finished
         self.began = self.written = time.monotonic()

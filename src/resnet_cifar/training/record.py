@@ -111,11 +111,13 @@ class Record(_Part):
     def cell(self) -> Cell:
         return Cell.parse(self.question.cell)
 
-    def circumstances_until(self, iteration: int) -> list[Circumstances]:
-        """Those of the parts up to ``iteration``, in order."""
-        begins = [0, *(part.until for part in self.earlier)]
+    def circumstances_between(self, after: int, until: int) -> list[Circumstances]:
+        """Those of the parts that computed iterations ``after`` + 1 to ``until``, in order."""
+        ends = [*(part.until for part in self.earlier), self.iterations]
         parts = [*(part.circumstances for part in self.earlier), self.circumstances]
-        return [part for begin, part in zip(begins, parts, strict=True) if begin < iteration]
+        return [
+            part for begin, end, part in zip([0, *ends], ends, parts, strict=False) if begin < until and after < end
+        ]
 
     def content(self) -> bytes:
         """What run.json holds."""
