@@ -287,7 +287,7 @@ def test_what_undoes_an_experiment_leaves_a_study_that_was_kept(clone):
     with pytest.raises(InputError, match="After an experiment") as refused:
         keep("tiny", None, silent)
     kept.rename(study)
-    (command,) = re.findall(r"`(git checkout .*) && dvc checkout`", str(refused.value))
+    (command,) = re.findall(r"`(git checkout .*) && dvc repro --pull`", str(refused.value))
     assert command in " ".join((ROOT / "README.md").read_text().split())
     clone.run("sh", "-c", command)
     assert (study.exists(), figure.exists()) == (True, False)
