@@ -1088,6 +1088,9 @@ def test_the_readmes_sentences_have_the_reports_numbers():
     first, *others = (number(abs(gap)) for gap in sorted((means - published).dropna()))
     assert f"ResNet-20 is {first} points better than its, the others are {others[0]} to {others[-1]} worse." in text
     assert f"in {cells['seconds'].sum() / 3600:.1f} hours;" in text
+    deepest = number(means["ResNet-56"] - means["ResNet-44"])
+    assert list(means[:3]) == sorted(means[:3], reverse=True)
+    assert f"The means fall from 20 to 44 layers; that of 56 lies {deepest} points above that of 44," in text
     table = speed.load(THROUGHPUT)
     here = table[table["device"].str.contains("Xeon") & (table["threads"] == 2)]
     seconds = here.set_index(["network", "way"])["seconds_per_64k_iterations"]
