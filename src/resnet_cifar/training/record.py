@@ -1,5 +1,6 @@
 """run.json: one record of a run, and whether two runs are the same."""
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -113,11 +114,9 @@ class Record(_Part):
 
     def circumstances_between(self, after: int, until: int) -> list[Circumstances]:
         """Those of the parts that computed iterations ``after`` + 1 to ``until``, in order."""
-        ends = [*(part.until for part in self.earlier), self.iterations]
+        bounds = pairwise([0, *(part.until for part in self.earlier), self.iterations])
         parts = [*(part.circumstances for part in self.earlier), self.circumstances]
-        return [
-            part for begin, end, part in zip([0, *ends], ends, parts, strict=False) if begin < until and after < end
-        ]
+        return [part for (begin, end), part in zip(bounds, parts, strict=True) if begin < until and after < end]
 
     def content(self) -> bytes:
         """What run.json holds."""
