@@ -111,8 +111,8 @@ def _check_clean(remote: Path | None, goes_on: bool) -> None:
     if others := [path for path in changed if path not in kept]:
         raise InputError(
             f"the checkout has changes that are not committed ({_first(others)}): commit or stash them, because "
-            "a study is made from what is committed. After an experiment, `git checkout . && git clean -fd reports "
-            "-e studies && dvc repro --pull` returns."
+            "a study is made from what is committed. After an experiment, `git checkout params.yaml dvc.lock "
+            "reports && git clean -fd reports -e studies && dvc repro --pull` returns."
         )
 
 
