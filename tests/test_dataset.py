@@ -88,6 +88,9 @@ def test_a_missing_and_a_damaged_file_are_refused(tmp_path, tiny_data):
     (tmp_path / "data.safetensors").write_bytes(tiny_data.read_bytes()[:-1])
     with pytest.raises(InputError, match="is not a preprocessed data set"):
         dataset.load(tmp_path / "data.safetensors")
+    (tmp_path / "link").symlink_to("link")
+    with pytest.raises(InputError, match=rf"^{tmp_path}/link cannot be read \(.+\)\.$"):
+        dataset.load(tmp_path / "link")
 
 
 def test_a_loaded_data_set_outlives_its_file(tiny_data, tmp_path):

@@ -139,7 +139,10 @@ def test_what_training_leaves_is_read(session, files):
 def test_a_missing_file_is_named(files, name):
     path = getattr(files, name)
     path.unlink()
-    with pytest.raises(RecordError, match=f"its {path.name} is missing"):
+    with pytest.raises(RecordError, match=f"^its {path.name} is missing$"):
+        record.read(files)
+    path.symlink_to(path)
+    with pytest.raises(RecordError, match=rf"^its {path.name} cannot be read \(.+\)$"):
         record.read(files)
 
 
@@ -162,11 +165,6 @@ def test_damaged_and_altered_files_are_named(files):
         record.read(files)
     files.record.write_text("{")
     with pytest.raises(RecordError, match=r"its run.json is not a record of a run"):
-        record.read(files)
-    files.weights.unlink()
-    files.weights.mkdir()
-    files.record.write_bytes(MADE.content())
-    with pytest.raises(RecordError, match=r"its files cannot be read|is damaged"):
         record.read(files)
 
 

@@ -1109,8 +1109,13 @@ def test_the_readme_gives_the_controls_last_points():
     (at_small,), (at_large,) = (set(each["iteration"]) for each in (small, large))
     curves = pd.read_csv(ROOT / "reports/curves.csv")
     native = curves.set_index(["network", "iteration"])["curve_test_error"]
-    errors = [spread(each.mean(), each.std()) for each in (native["ResNet-20", at_small], native["ResNet-56", at_large])]
-    found = [spread(small["test_error"].mean(), small["test_error"].std()), " and ".join(map(number, large["test_error"]))]
+    errors = [
+        spread(each.mean(), each.std()) for each in (native["ResNet-20", at_small], native["ResNet-56", at_large])
+    ]
+    found = [
+        spread(small["test_error"].mean(), small["test_error"].std()),
+        " and ".join(map(number, large["test_error"])),
+    ]
     text = " ".join((ROOT / "README.md").read_text().split())
     for control, at, ours in zip(found, (at_small, at_large), errors, strict=True):
         assert f"has {control}% at iteration {at:,}, where the runs above have {ours}%." in text

@@ -137,10 +137,20 @@ def test_logits_that_are_not_finite_are_refused(session, trained, tiny_data, fol
 
 def test_a_run_that_is_not_what_its_record_says_is_refused(session, trained, tiny_data, folder):
     """Who trained it, and so who must evaluate it, would otherwise be a guess."""
-    trained.history.write_text("altered")
-    with pytest.raises(InputError, match=r"resnet-1-0 is not what its run.json says \(its history.csv has the digest"):
+    state = load_file(trained.weights)
+    state["fc.bias"][0] += 1
+    trained.weights.write_bytes(serialize(state, "resnet", 1, 0))
+    with pytest.raises(
+        InputError, match=r"resnet-1-0 is not what its run.json says \(its weights.safetensors has the d"
+    ):
         evaluator(tiny_data).evaluate(CELL, session.runs, folder)
     assert not folder.exists()
+
+
+def test_no_history_is_needed(session, trained, tiny_data, folder):
+    """It is no dependency of the stage, so that DVC need not have brought it."""
+    trained.history.unlink()
+    assert evaluator(tiny_data).evaluate(CELL, session.runs, folder).cell == CELL.name
 
 
 # ---- By the engine that trained it
@@ -243,6 +253,10 @@ def test_altered_and_damaged_files_are_named(evaluated, folder):
     with pytest.raises(ResultError, match=r"predictions.safetensors is not what metrics.json speaks of"):
         results.read(folder, CELL)
     predictions.write_bytes(predictions.read_bytes()[:-1])
+    with pytest.raises(ResultError, match=r"predictions.safetensors cannot be read"):
+        results.read(folder, CELL)
+    predictions.unlink()
+    predictions.symlink_to(predictions)
     with pytest.raises(ResultError, match=r"predictions.safetensors cannot be read"):
         results.read(folder, CELL)
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from resnet_cifar.cells import Cell
 from resnet_cifar.errors import InputError
+from resnet_cifar.files import check_readable
 from resnet_cifar.numerics.models import Architecture, CifarResNet
 from resnet_cifar.numerics.weights import KEY
 
@@ -32,6 +33,7 @@ def read(path: Path) -> tuple[Cell, dict[str, Tensor]]:
         If the file is missing, unreadable or without the metadata of a checkpoint.
     """
     try:
+        check_readable(path)
         with safe_open(path, "pt") as file:
             fields = json.loads((file.metadata() or {})[KEY])
             if set(fields) != {"net", "n", "seed"}:
@@ -42,7 +44,9 @@ def read(path: Path) -> tuple[Cell, dict[str, Tensor]]:
         raise InputError(
             f"{path} does not exist: train it, or fetch what dvc.lock names with `dvc pull train`."
         ) from None
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror or error}).") from None
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path} is damaged or not a checkpoint of this project ({error}).") from None
 
 

@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from resnet_cifar.errors import InputError
+from resnet_cifar.files import check_readable
 from resnet_cifar.numerics.data import Dataset
 from resnet_cifar.numerics.models import NUM_CLASSES
 
@@ -25,13 +26,16 @@ def load(path: Path) -> Dataset:
         If the file is missing or is not what the preprocess stage writes.
     """
     try:
+        check_readable(path)
         tensors = load_file(path)
         _check(tensors)
         # Copies: load_file maps the file, and what another process writes into it would be trained on.
         return Dataset.of({name: tensor.clone() for name, tensor in tensors.items()})
     except FileNotFoundError:
         raise InputError(f"{path} does not exist: make it with `dvc repro preprocess`.") from None
-    except (OSError, SafetensorError, _LayoutError) as error:
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror or error}).") from None
+    except (SafetensorError, _LayoutError) as error:
         raise InputError(
             f"{path} is not a preprocessed data set ({error}): make it again with `dvc repro -f -s preprocess`."
         ) from None

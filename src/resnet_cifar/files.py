@@ -79,6 +79,17 @@ def locked(path: Path, on_wait: Callable[[], None]) -> Iterator[int]:
         yield file.fileno()
 
 
+def check_readable(path: Path) -> None:
+    """Open a file for reading, and close it: of one that it cannot open, safetensors says that it is missing.
+
+    Raises
+    ------
+    OSError
+        What is really wrong: a missing file is a ``FileNotFoundError`` alone.
+    """
+    path.open("rb").close()
+
+
 def sha256(path: Path) -> str:
     """SHA-256 of a file."""
     with path.open("rb") as file:

@@ -11,7 +11,7 @@ from resnet_cifar import checkpoint, evaluation
 from resnet_cifar.cells import Cell, run_files
 from resnet_cifar.errors import InputError
 from resnet_cifar.evaluation import BrokenSealError, Result
-from resnet_cifar.files import write_whole
+from resnet_cifar.files import check_readable, write_whole
 from resnet_cifar.machine import usable
 from resnet_cifar.native import engine as native
 from resnet_cifar.native.library import Library, Unavailable
@@ -21,9 +21,9 @@ from resnet_cifar.numerics.weights import digest
 from resnet_cifar.progress import Say
 from resnet_cifar.responses import layer_responses
 from resnet_cifar.settings import Settings
+from resnet_cifar.training import record
 from resnet_cifar.training.engines import Computer, load_native, native_arithmetic, native_can
 from resnet_cifar.training.record import RecordError
-from resnet_cifar.training.record import read as read_record
 
 
 class ResultError(ValueError):
@@ -41,6 +41,7 @@ def read(results: Path, cell: Cell) -> Result:
     metrics, predictions = _files(results, cell)
     try:
         result = Result.parse(metrics.read_bytes())
+        check_readable(predictions)
         found = digest(load_file(predictions))
     except FileNotFoundError as error:
         raise ResultError(f"{error.filename or predictions} is missing") from None
@@ -87,9 +88,9 @@ class Evaluator:
         model, found = checkpoint.load_model(path)
         if found != cell:
             raise InputError(f"{path} holds the weights of {found}, not those of {cell}.")
-        library = self._library(cell, model, runs)
-        splits = self.data.held_out
         weights = digest(model.state_dict())
+        library = self._library(cell, model, weights, runs)
+        splits = self.data.held_out
         if library:
             arithmetic = native_arithmetic()
             logits = {
@@ -120,11 +121,15 @@ class Evaluator:
         write_whole(metrics_file, result.content())
         return result
 
-    def _library(self, cell: Cell, model: CifarResNet, runs: Path) -> Library | None:
+    def _library(self, cell: Cell, model: CifarResNet, weights: str, runs: Path) -> Library | None:
         """The native engine if it trained the cell; where no run.json says who did, if it can be used."""
         files = run_files(runs, cell)
+        trained_by = None
         try:
-            trained_by = read_record(files).arithmetic.engine if files.record.exists() else None
+            if files.record.exists():  # its history is no dependency of this stage
+                found = record.read_alone(files)
+                record.check_weights(files, found, weights)
+                trained_by = found.arithmetic.engine
         except RecordError as error:
             raise InputError(f"{cell} is not what its {files.record.name} says ({error}): train it again.") from None
         if trained_by == "native":

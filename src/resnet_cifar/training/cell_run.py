@@ -41,7 +41,7 @@ class CellRun:
     Raises
     ------
     TrainingError
-        If another process trains the cell, or another version of this program saved its state.
+        If another process trains the cell, or as :meth:`StateFile.restore` says.
     """
 
     def __init__(self, session: Session, cell: Cell, stream: "torch.cuda.Stream | None" = None) -> None:

@@ -1,5 +1,7 @@
 """run.json: one record of a run, and whether two runs are the same."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -9,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from resnet_cifar.cells import Cell, RunFiles
-from resnet_cifar.files import sha256, write_whole
+from resnet_cifar.files import check_readable, sha256, write_whole
 from resnet_cifar.numerics.weights import digest
 
 Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
@@ -139,29 +141,41 @@ def read(files: RunFiles) -> Record:
     AlteredError
         If the weights or the history are damaged or are not what the record says.
     RecordError
-        If a file is missing, or the record is none.
+        If a file is missing or cannot be read, or the record is none.
     """
-    try:
-        record = Record.model_validate_json(files.record.read_bytes())
-        weights = digest(load_file(files.weights))
+    record = read_alone(files)
+    with _reading(files.weights):
+        check_readable(files.weights)
+        try:
+            weights = digest(load_file(files.weights))
+        except (SafetensorError, TypeError):  # TypeError: of a type that numpy has not
+            raise AlteredError(f"its {files.weights.name} is damaged") from None
+    check_weights(files, record, weights)
+    with _reading(files.history):
         history = sha256(files.history)
-    except FileNotFoundError as error:
-        raise RecordError(f"its {Path(error.filename or files.weights).name} is missing") from None
+    _check(files, files.history, history, record.history_sha256)
+    return record
+
+
+def read_alone(files: RunFiles) -> Record:
+    """Read a run's record, whatever the files are that it speaks of.
+
+    Raises
+    ------
+    RecordError
+        If it is missing, cannot be read or is none.
+    """
+    with _reading(files.record):
+        content = files.record.read_bytes()
+    try:
+        return Record.model_validate_json(content)
     except ValidationError:
         raise RecordError(f"its {files.record.name} is not a record of a run") from None
-    except (SafetensorError, TypeError):  # TypeError: of a type that numpy has not
-        raise AlteredError(f"its {files.weights.name} is damaged") from None
-    except OSError as error:
-        raise RecordError(f"its files cannot be read ({error.strerror})") from None
-    for path, found, recorded in (
-        (files.weights, weights, record.weights_sha256),
-        (files.history, history, record.history_sha256),
-    ):
-        if found != recorded:
-            raise AlteredError(
-                f"its {path.name} has the digest {_short(found)}; its {files.record.name} says {_short(recorded)}"
-            )
-    return record
+
+
+def check_weights(files: RunFiles, record: Record, found: str) -> None:
+    """Raise :class:`AlteredError` if the run's weights, of the digest ``found``, are not those of its record."""
+    _check(files, files.weights, found, record.weights_sha256)
 
 
 def write(files: RunFiles, weights: bytes, history: bytes, record: bytes) -> None:
@@ -185,6 +199,24 @@ def read_answer(files: RunFiles, question: Question) -> Record:
     if reason := record.question.difference(question):
         raise RecordError(reason)
     return record
+
+
+def _check(files: RunFiles, path: Path, found: str, recorded: str) -> None:
+    if found != recorded:
+        raise AlteredError(
+            f"its {path.name} has the digest {_short(found)}; its {files.record.name} says {_short(recorded)}"
+        )
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Say of a file of a run that it is missing or cannot be read."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise RecordError(f"its {path.name} is missing") from None
+    except OSError as error:
+        raise RecordError(f"its {path.name} cannot be read ({error.strerror or error})") from None
 
 
 def _short(value: object) -> str:

@@ -12,7 +12,7 @@ from safetensors.torch import save as serialize
 from torch import Tensor
 
 from resnet_cifar.errors import TrainingError, in_one_line
-from resnet_cifar.files import write_whole
+from resnet_cifar.files import check_readable, write_whole
 from resnet_cifar.numerics.run import Run
 from resnet_cifar.numerics.weights import KEY, digest
 from resnet_cifar.training.record import Arithmetic, Circumstances, Earlier, Question
@@ -107,9 +107,10 @@ class StateFile:
         Raises
         ------
         TrainingError
-            If the state fits, and another version of this program wrote what goes with it.
+            If the state cannot be opened, or if it fits and another version of this program wrote what goes with it.
         """
         try:
+            check_readable(self.path)
             with safe_open(self.path, "pt") as file:
                 text, expected = file.metadata()[KEY], file.metadata()["digest"]
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -127,7 +128,11 @@ class StateFile:
             ) from None
         except FileNotFoundError:
             return Past(), self._others()
-        except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        except OSError as error:  # as above
+            raise TrainingError(
+                f"{self.path} cannot be read ({error.strerror or error}): mend that, or move it away to begin anew"
+            ) from None
+        except (SafetensorError, KeyError, TypeError, ValueError) as error:
             return Past(), f"{self.path} cannot be read ({in_one_line(error)})"
         past.resumed_at.append(run.iteration)
         return past, ""
