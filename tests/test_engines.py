@@ -66,7 +66,8 @@ def test_of_a_native_run_only_its_bits_count(native, tiny_recipe):
     """Processor, threads, PyTorch and code do not change them: the same on every machine."""
     found = native.arithmetic(tiny_recipe).model_dump(exclude_defaults=True)
     assert found == {"engine": "native", "precision": "fp32", "bits": bits.NATIVE}
-    assert native.circumstances().simd == "avx2"
+    assert native.circumstances(tiny_recipe).simd == "avx2"
+    assert native.circumstances(dataclasses.replace(tiny_recipe, shortcut="B")).simd is None  # it computes nothing
 
 
 def test_the_version_of_the_bits_is_the_engines():

@@ -163,6 +163,18 @@ def test_the_documents_snippet_has_the_same_bytes_with_every_set(data):
         assert again.history() == run.history()
 
 
+def test_projections_are_refused_and_not_left_out(data):
+    recipe = replace(RECIPES["resnet-3"], shortcut="B")
+    for compute in (
+        lambda loaded: NativeEngine(recipe, data, loaded, 1),
+        lambda loaded: compute_logits(loaded, 1, CifarResNet(Architecture("resnet", 3, "B")), data.test),
+    ):
+        with pytest.raises(
+            InputError, match=r"^The native engine has no network with shortcut 'B'; it should be 'A'\.$"
+        ):
+            compute(library(runnable()[0].name))
+
+
 @pytest.mark.parametrize("classes", [0, 1, 17])
 def test_a_number_of_classes_that_is_not_possible_is_a_sentence(data, classes):
     with pytest.raises(InputError, match=f"{classes} classes.* is not possible; it should be .*2 to 16 classes"):

@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load, load_file, save_file
 
 from resnet_cifar.cells import Cell, RunFiles, run_files
+from resnet_cifar.numerics import bits
 from resnet_cifar.numerics.weights import digest
 from resnet_cifar.training import record
 from resnet_cifar.training.record import Arithmetic, Circumstances, Earlier, Question, Record, RecordError
@@ -180,8 +181,21 @@ def test_a_run_of_another_question_is_no_answer(session, files):
         record.read_answer(files, other)
 
 
-def test_what_was_computed_otherwise_is_trained_again(session, files):
+@pytest.mark.parametrize(
+    ("change", "kept"),
+    [({"threads": 7, "device": "another", "torch": "9.9"}, True), ({"code": "f" * 64}, False)],
+    ids=["machine", "code"],
+)
+def test_what_another_machine_trained_is_kept_and_what_other_code_did_is_not(session, files, change, kept):
+    """As a sweep does."""
     found = record.read(files)
-    otherwise = found.arithmetic.model_copy(update={"threads": 7})
+    otherwise = found.arithmetic.model_copy(update=change)
     files.record.write_bytes(found.model_copy(update={"arithmetic": otherwise}).content())
-    assert not session.is_trained(CELL)
+    assert session.is_trained(CELL) == kept
+
+
+@pytest.mark.parametrize(("version", "kept"), [(bits.NATIVE, True), (bits.NATIVE + 1, False)])
+def test_what_the_native_engine_trained_is_kept_where_it_is_not(session, files, version, kept):
+    native = Arithmetic(engine="native", precision="fp32", bits=version)
+    files.record.write_bytes(record.read(files).model_copy(update={"arithmetic": native}).content())
+    assert session.is_trained(CELL) == kept

@@ -202,6 +202,7 @@ def test_nothing_else_evaluates_it(session, native, tiny_data, folder, monkeypat
 
 def test_torch_evaluates_what_it_trained(session, native, tiny_data, folder, monkeypatch):
     """Though the native engine could, and trained it before."""
+    run_files(session.runs, CELL).record.unlink()
     train_cells(session, [CELL], silent)
     loads(monkeypatch, SimpleNamespace(set="avx2"))
     result = evaluator(tiny_data, simd=None).evaluate(CELL, session.runs, folder)

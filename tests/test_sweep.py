@@ -35,6 +35,7 @@ from resnet_cifar.errors import InputError, Interrupted, TrainingError
 from resnet_cifar.files import write_whole
 from resnet_cifar.native import library
 from resnet_cifar.native.build import Unavailable
+from resnet_cifar.params import Study
 from resnet_cifar.sweep import checkout, estimate, local, run
 from resnet_cifar.sweep.checkout import Checkout
 from resnet_cifar.sweep.ledger import Ledger
@@ -593,12 +594,45 @@ def test_an_estimate_by_hand(monkeypatch, tiny_study):
         assert estimate.estimate(computer, tiny_study, cells, 6, None, devices) == pytest.approx(seconds)
 
 
+def with_networks(study: Study, **model: object) -> Study:
+    """The same study of other networks, with seeds 0 and 1."""
+    values = study.model_dump()
+    values["model"] |= model
+    values["train"]["seeds"] = [0, 1]
+    values["cells"] = {"net": values["model"]["net"], "n": values["model"]["n"], "seed": [0, 1]}
+    return Study.model_validate(values)
+
+
+def check_engines(study: Study, trained: dict[str, str], stale: str, engine: str, wanted: bool) -> list[str]:
+    """What a sweep says of the engines that would train one stale cell with ``engine``."""
+    made = {Cell.parse(name): engine for name, engine in trained.items()}
+    checkout = SimpleNamespace(study=study, engines=lambda cells: {cell: made[cell] for cell in cells if cell in made})
+    lines: list[str] = []
+    sweep = SimpleNamespace(checkout=checkout, say=lines.append)
+    run.Sweep.check_engines(sweep, [Cell.parse(stale)], lambda _: engine, wanted)
+    return lines
+
+
+def test_a_native_cell_is_not_overlooked_behind_another_mixture(tiny_study):
+    study = with_networks(tiny_study, net=["resnet"], n=[1, 2])
+    trained = {"resnet-1-0": "cuda graph", "resnet-2-0": "native"}
+    with pytest.raises(InputError, match=r"^resnet-2-0 was trained by the engine 'native'"):
+        check_engines(study, trained, "resnet-1-1", "eager", wanted=False)
+    (line,) = check_engines(study, trained, "resnet-1-1", "native", wanted=True)
+    assert line.startswith("resnet-1-0 was trained by the engine 'cuda graph'")
+
+
+@pytest.mark.parametrize(("stale", "refused"), [("resnet-1-0", False), ("plain-1-1", True)])
+def test_what_needs_pytorch_anyway_is_trained_without_the_native_engine(tiny_study, stale, refused):
+    study = with_networks(tiny_study, net=["plain", "resnet"], n=[1], shortcut="B")
+    with pytest.raises(InputError, match="must not mix engines") if refused else nullcontext():
+        assert check_engines(study, {"plain-1-0": "native"}, stale, "eager", wanted=False) == []
+
+
 @pytest.mark.parametrize(("shortcut", "mixed"), [("A", True), ("B", False)])
 def test_networks_that_need_another_engine_are_no_mixture(tiny_study, shortcut, mixed):
     """The native engine has no projections: of a study with shortcut B it trains the plain networks alone."""
-    values = tiny_study.model_dump()
-    values["model"] |= {"shortcut": shortcut}
-    study = type(tiny_study).model_validate(values)
+    study = with_networks(tiny_study, shortcut=shortcut)
     refused = pytest.raises(RecordError, match="a table must not mix engines") if mixed else nullcontext()
     with refused:
         run._check_mixture(Cell("plain", 1, 0), "native", {Cell("resnet", 1, 0): "eager"}, study)

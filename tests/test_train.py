@@ -232,7 +232,7 @@ def test_the_record_says_which_part_another_machine_computed(tiny_study, tiny_da
     found = record.read(run_files(two.runs, SMALL))
     assert found.resumed_at == [1, 3, 4, 5]
     assert [(part.until, part.circumstances.threads) for part in found.earlier] == [(1, 2), (4, 1)]
-    assert found.circumstances == two.computer.circumstances()
+    assert found.circumstances == two.computer.circumstances(two.study.recipe(SMALL))
 
 
 @needs_native
@@ -241,7 +241,7 @@ def test_what_only_writes_the_files_of_a_run_did_not_compute_it(tiny_study, tiny
     saved_at(two, SMALL, tiny_study.train.iterations)
     assert train_cells(one, [SMALL], silent) == {}
     found = record.read(run_files(one.runs, SMALL))
-    assert (found.earlier, found.circumstances) == ([], two.computer.circumstances())
+    assert (found.earlier, found.circumstances) == ([], two.computer.circumstances(two.study.recipe(SMALL)))
 
 
 def test_an_experiment_interrupted_in_a_copy_goes_on_in_another(tiny_study, tiny_data, tmp_path, alone):
@@ -589,16 +589,17 @@ def test_a_precision_that_the_device_lacks_falls_back_to_fp32_with_a_line(sessio
 
 
 def test_another_engine_does_not_go_on_with_a_study_of_the_native_one(session, monkeypatch):
-    session.check_engine()
+    session.check_engine([LARGE])
     monkeypatch.setattr(Computer, "arithmetic", lambda *_: native_arithmetic())
     train_cells(session, [SMALL], silent)
     monkeypatch.undo()
-    session.check_engine()  # RESNET_CIFAR_SIMD=none: it is what was asked for
+    session.check_engine([LARGE])  # RESNET_CIFAR_SIMD=none: it is what was asked for
     session.computer.fallback = "no compiler"
     with pytest.raises(InputError, match=r"resnet-1-0 was trained by the native engine.*no compiler.*must not mix"):
-        session.check_engine()
+        session.check_engine([SMALL, LARGE])
+    session.check_engine([SMALL])  # nothing is left to train
     run_files(session.runs, SMALL).history.unlink()
-    session.check_engine()
+    session.check_engine([SMALL, LARGE])
 
 
 # ---- The stage's command, as DVC and people without DVC call it.
@@ -698,7 +699,7 @@ def command(checkout, monkeypatch, capsys):
         (["--cells", "resnet-0-0"], "error: 'resnet-0-0' is not a cell"),
         (["--cells", "plain-*"], "error: no cell matches 'plain-*'; params.yaml has resnet-1-0."),
         (["--data", "nowhere.safetensors"], "error: nowhere.safetensors does not exist"),
-        (["--data", "data"], "error: data is not a preprocessed data set"),
+        (["--data", "data"], "error: data cannot be read (Is a directory)"),
         (["--runs", "params.yaml"], "error: params.yaml: File exists."),
         (["--scratch", "params.yaml/x"], "error: params.yaml/x: Not a directory."),
     ],

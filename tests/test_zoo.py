@@ -22,6 +22,7 @@ from resnet_cifar.dataset import load
 from resnet_cifar.errors import InputError
 from resnet_cifar.numerics.models import Architecture, CifarResNet
 from resnet_cifar.numerics.weights import serialize
+from resnet_cifar.zoo import TimmCifarResNet
 
 DATA = ROOT / "data/cifar10.safetensors"
 NETWORKS = [(net, n) for net in ("plain", "resnet") for n in (3, 5, 7, 9, 18)]
@@ -195,6 +196,8 @@ def test_options():
         timm.create_model("resnet20_cifar10", in_chans=1)
     with pytest.raises(InputError, match="'A' or 'B'"):
         timm.create_model("resnet20_cifar10", shortcut="C")
+    with pytest.raises(InputError, match="net is 'ResNet'; it must be 'resnet' or 'plain'"):
+        TimmCifarResNet("ResNet", n=3)
     model.set_grad_checkpointing(enable=False)
     with pytest.raises(InputError, match="no gradient checkpointing"):
         model.set_grad_checkpointing()

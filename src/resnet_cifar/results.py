@@ -22,7 +22,7 @@ from resnet_cifar.progress import Say
 from resnet_cifar.responses import layer_responses
 from resnet_cifar.settings import Settings
 from resnet_cifar.training import record
-from resnet_cifar.training.engines import Computer, load_native, native_arithmetic, native_can
+from resnet_cifar.training.engines import Computer, load_native, native_arithmetic
 from resnet_cifar.training.record import RecordError
 
 
@@ -139,7 +139,7 @@ class Evaluator:
                 raise InputError(
                     f"{cell} was trained by the native engine, which must evaluate it and cannot be used here: {error}."
                 ) from None
-        supported = native_can(model.architecture.net, model.architecture.shortcut)
+        supported = native.native_can(model.architecture.net, model.architecture.shortcut)
         return self.computer.native if trained_by is None and supported else None
 
 

@@ -20,7 +20,7 @@ from resnet_cifar.sweep.estimate import estimate
 from resnet_cifar.training import record
 from resnet_cifar.training.cell_run import CellRun
 from resnet_cifar.training.engines import load_native, native_arithmetic
-from resnet_cifar.training.record import AlteredError, Record, RecordError
+from resnet_cifar.training.record import AlteredError, Circumstances, Record, RecordError
 from resnet_cifar.training.session import Session
 from resnet_cifar.training.states import StateFile
 from resnet_cifar.training.stop import StopSignal
@@ -260,7 +260,7 @@ class _Comparison:
 
     def _same(self, published: Record, curve: list[str]) -> Finding:
         iteration, points = _iteration(curve[-1]), len(curve) - 1
-        here = self.session.computer.circumstances()
+        here = self._circumstances(published)
         parts = published.circumstances_between(0, iteration)
         there = [where for where, _ in groupby(f"{each.device} with {each.simd}" for each in parts)]
         where = f"each of {points} evaluations up to" if points > 1 else "the evaluation at"
@@ -273,7 +273,7 @@ class _Comparison:
     def _different(self, published: Record, curve: list[str], line: int, what: str) -> Finding:
         """``line`` is that of the first evaluation that differs, ``what`` is here not as it is there."""
         before, after = _iteration(curve[line - 1]) if line > 1 else 0, _iteration(curve[line])
-        here = self.session.computer.circumstances()
+        here = self._circumstances(published)
         there = [each.differences(here) for each in published.circumstances_between(before, after)]
         machine = ", then ".join(f"differs: {'; '.join(each)}" if each else "was like this one" for each in there)
         sentence = (
@@ -281,6 +281,9 @@ class _Comparison:
             f"{after:,}, where this machine has {what}. The run's machine {machine}."
         )
         return Finding(published.cell, Verdict.DIFFERENT, sentence, before)
+
+    def _circumstances(self, published: Record) -> Circumstances:
+        return self.session.computer.circumstances(self.session.study.recipe(published.cell))
 
 
 def _is_curve(lines: list[str], run: CellRun) -> bool:

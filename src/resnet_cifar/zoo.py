@@ -65,7 +65,7 @@ class TimmCifarResNet(CifarResNet):
     Raises
     ------
     InputError
-        If ``in_chans`` is not 3, or ``shortcut`` is not A or B.
+        If ``in_chans`` is not 3, ``net`` not resnet or plain, or ``shortcut`` not A or B.
 
     Examples
     --------
@@ -86,6 +86,8 @@ class TimmCifarResNet(CifarResNet):
     ) -> None:
         if in_chans != 3:
             raise InputError(f"in_chans is {in_chans}; it must be 3, because the network normalises RGB images itself.")
+        if net not in ("resnet", "plain"):
+            raise InputError(f"net is {net!r}; it must be 'resnet' or 'plain'.")
         if shortcut not in ("A", "B"):
             raise InputError(f"shortcut is {shortcut!r}; it must be 'A' or 'B'.")
         super().__init__(Architecture(net, n, shortcut))

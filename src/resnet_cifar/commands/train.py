@@ -53,7 +53,7 @@ def _main() -> None:
     for cell in cells:
         check_no_link(run_files(args.runs, cell).weights)
     session = Session(study, args.data, args.runs, args.scratch, settings.read(), say)
-    session.check_engine()
+    session.check_engine(cells)
     failed = train_cells(session, cells)
     if failed:
         raise TrainingError("; ".join(f"{cell}: {reason}" for cell, reason in failed.items()))

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from resnet_cifar.errors import InputError
 from resnet_cifar.native.library import Library
 from resnet_cifar.native.network import Batches, Images, NativeNetwork, NonFinite, State
 from resnet_cifar.numerics.batches import Rows
@@ -19,6 +20,11 @@ from resnet_cifar.numerics.models import NUM_CLASSES, Architecture, CifarResNet
 from resnet_cifar.numerics.protocol import Recipe
 
 EVALUATED = 1000  # images of one call: short enough for Ctrl-C
+
+
+def native_can(net: str, shortcut: str) -> bool:
+    """Whether the native engine has the network: it has no projections (shortcut B)."""
+    return net == "plain" or shortcut == "A"
 
 
 class NativeEngine:
@@ -36,6 +42,11 @@ class NativeEngine:
         CPU threads; they change no bit.
     classes : int
         2 to 16, for images that are not CIFAR-10's.
+
+    Raises
+    ------
+    InputError
+        If the network is not one of its, is too large, or there is not enough memory.
     """
 
     name = "native"
@@ -44,6 +55,7 @@ class NativeEngine:
     def __init__(
         self, recipe: Recipe, data: Dataset, library: Library, threads: int, classes: int = NUM_CLASSES
     ) -> None:
+        _check(recipe.net, recipe.shortcut)
         self.recipe = recipe
         self.network = NativeNetwork(library, recipe.net, recipe.n, recipe.batch_size, threads, classes)
         model = CifarResNet(Architecture(recipe.net, recipe.n, recipe.shortcut))
@@ -108,10 +120,21 @@ def compute_logits(library: Library, threads: int, model: CifarResNet, split: Sp
     -------
     ndarray of float32, shape (N, classes)
         Not finite where the network's numbers are not.
+
+    Raises
+    ------
+    InputError
+        If the network is not one of the engine's.
     """
+    _check(model.architecture.net, model.architecture.shortcut)
     state = model.state_dict()
     network = NativeNetwork(library, model.architecture.net, model.architecture.n, 128, threads)
     return np.concatenate(list(_logits(network, _state(network, state), _images(split, state))))
+
+
+def _check(net: str, shortcut: str) -> None:
+    if not native_can(net, shortcut):
+        raise InputError(f"The native engine has no network with shortcut {shortcut!r}; it should be 'A'.")
 
 
 def _logits(network: NativeNetwork, state: State, images: Images) -> Generator[np.ndarray, None, None]:

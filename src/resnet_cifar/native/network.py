@@ -34,13 +34,11 @@ class NonFinite(ArithmeticError):  # noqa: N818
     ----------
     done : int
         Steps before it, which were done.
-    losses, errors : ndarray
-        Of these.
     """
 
-    def __init__(self, losses: NDArray[np.float64], errors: NDArray[np.int32]) -> None:
-        super().__init__(f"step {len(losses) + 1} is infinite or NaN")
-        self.done, self.losses, self.errors = len(losses), losses, errors
+    def __init__(self, done: int) -> None:
+        super().__init__(f"step {done + 1} is infinite or NaN")
+        self.done = done
 
 
 @dataclass(frozen=True)
@@ -328,7 +326,7 @@ class NativeNetwork:
             ctypes.byref(done),
         )
         if status == NONFINITE:
-            raise NonFinite(losses[: done.value], errors[: done.value])
+            raise NonFinite(done.value)
         self._ask(status, images)
         return losses, errors
 
@@ -371,7 +369,7 @@ class NativeNetwork:
             ctypes.byref(errors),
         )
         if status == NONFINITE:
-            raise NonFinite(np.zeros(0), np.zeros(0, np.int32))
+            raise NonFinite(0)
         self._ask(status, images)
         return gradient, loss.value, errors.value
 
@@ -399,7 +397,7 @@ class NativeNetwork:
             logits.ctypes.data,
         )
         if status == NONFINITE:
-            raise NonFinite(np.zeros(0), np.zeros(0, np.int32))
+            raise NonFinite(0)
         self._ask(status, images)
         return logits
 

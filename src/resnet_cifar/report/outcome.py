@@ -152,7 +152,7 @@ def _row(finished: Finished) -> dict[str, object]:
 
 def _processors(record: Record) -> str:
     """Where it was trained, in order."""
-    parts = [*(part.circumstances for part in record.earlier), record.circumstances]
+    parts = record.circumstances_between(0, record.iterations)
     return ", then ".join(device for device, _ in groupby(part.device for part in parts))
 
 

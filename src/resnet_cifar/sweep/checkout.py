@@ -11,8 +11,8 @@ from resnet_cifar.errors import InputError
 from resnet_cifar.files import sha256
 from resnet_cifar.params import Study
 from resnet_cifar.training import record
-from resnet_cifar.training.engines import code_digest, native_arithmetic
-from resnet_cifar.training.record import Arithmetic, Question, Record, RecordError
+from resnet_cifar.training.engines import code_digest, difference_of_code
+from resnet_cifar.training.record import Question, Record, RecordError
 
 FILES = ("weights", "history", "record")
 """The files of a run, as :class:`RunFiles` names them."""
@@ -55,8 +55,8 @@ class Checkout:
     def read_run(self, cell: Cell, files: RunFiles) -> Record:
         """Read a run of ``cell`` that may be recorded here.
 
-        It may come from another machine. The native engine's bytes are the same everywhere; torch's have to come from
-        this code at least.
+        It may come from another machine, but not from other code: see
+        :func:`~resnet_cifar.training.engines.difference_of_code`.
 
         Raises
         ------
@@ -65,7 +65,7 @@ class Checkout:
         """
         question = Question(cell=cell.name, parameters=self.study.recipe(cell).digest, data=self.data)
         found = record.read_answer(files, question)
-        if reason := self._difference_of_code(found.arithmetic):
+        if reason := difference_of_code(found.arithmetic, self.code):
             raise RecordError(reason)
         return found
 
@@ -83,11 +83,6 @@ class Checkout:
     def engines(self, cells: list[Cell]) -> dict[Cell, str]:
         """The engines of those of the cells whose finished runs lie in ``runs/``."""
         return {cell: engine for cell in cells if (engine := self.engine(cell))}
-
-    def _difference_of_code(self, arithmetic: Arithmetic) -> str | None:
-        if arithmetic.engine == native_arithmetic().engine:
-            return arithmetic.difference(native_arithmetic())
-        return arithmetic.difference(arithmetic.model_copy(update={"code": self.code}))
 
 
 def check_checkout() -> None:

@@ -4,12 +4,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from resnet_cifar import machine, params
 from resnet_cifar.cells import DATA, RUNS, SCRATCH, Cell, RunFiles, run_files
 from resnet_cifar.errors import InputError, Interrupted, TrainingError, in_one_line, needs_extra
 from resnet_cifar.files import check_no_link, locked
+from resnet_cifar.native.engine import NativeEngine, native_can
 from resnet_cifar.numerics.graph import GraphEngine
 from resnet_cifar.progress import Say, clock
 from resnet_cifar.settings import Settings
@@ -18,7 +20,7 @@ from resnet_cifar.sweep.checkout import FILES, Checkout, check_checkout
 from resnet_cifar.sweep.estimate import estimate
 from resnet_cifar.sweep.ledger import Ledger, Plan, dvc_in_a_sentence, make_data
 from resnet_cifar.training import record
-from resnet_cifar.training.engines import Computer, native_can
+from resnet_cifar.training.engines import Computer
 from resnet_cifar.training.record import RecordError
 
 QUICK = 1.0  # seconds in which cells are recorded one by one
@@ -105,11 +107,13 @@ class Sweep:
             self.say(f"{_count(plan.stale)} to train: {_names(plan.stale)}")
         return plan.stale
 
-    def check_engines(self, engine: Callable[[Cell], str], wanted: bool) -> None:
+    def check_engines(self, stale: list[Cell], engine: Callable[[Cell], str], wanted: bool) -> None:
         """Say or refuse that the cells to train get another engine than those of the study that are trained already.
 
         Parameters
         ----------
+        stale : list of Cell
+            The cells to train.
         engine : callable
             The engine that would train a cell.
         wanted : bool
@@ -120,17 +124,21 @@ class Sweep:
         InputError
             If the native engine trained some and cannot be used now.
         """
-        for cell, before in self.checkout.engines(self.checkout.study.list_cells()).items():
-            if before == engine(cell):
-                continue
-            difference = f"{cell} was trained by the engine {before!r}, and {engine(cell)!r} would train the others"
-            if before == "native" and engine(cell) == "eager" and not wanted:
-                raise InputError(
-                    f"{difference}, because the native one cannot be used here; a table must not mix engines: mend "
-                    "that, or set RESNET_CIFAR_SIMD=none to train with PyTorch."
-                )
-            self.say(f"{difference}: the table will mix them")
+        study = self.checkout.study
+        native = {cell: native_can(cell.net, study.model.shortcut) for cell in study.list_cells()}
+        alike = {native[cell] for cell in stale}  # networks that on a CPU need another engine are no mixture
+        trained = self.checkout.engines([cell for cell in native if native[cell] in alike])
+        mixed = {cell: before for cell, before in trained.items() if before != engine(cell)}
+        if not mixed:
             return
+        cell = min(mixed, key=lambda cell: mixed[cell] != NativeEngine.name)  # what is to be refused comes first
+        difference = f"{cell} was trained by the engine {mixed[cell]!r}, and {engine(cell)!r} would train the others"
+        if mixed[cell] == NativeEngine.name and not wanted:
+            raise InputError(
+                f"{difference}, because the native one cannot be used here; a table must not mix engines: mend "
+                "that, or set RESNET_CIFAR_SIMD=none to train with PyTorch."
+            )
+        self.say(f"{difference}: the table will mix them")
 
 
 def train(settings: Settings, say: Say, on_ray: bool = False, address: str | None = None) -> None:
@@ -163,11 +171,11 @@ def train(settings: Settings, say: Say, on_ray: bool = False, address: str | Non
         failed: list[str] = []
         try:
             if stale and on_ray:
-                study, check = sweep.checkout.study, sweep.check_engines
+                study, check = sweep.checkout.study, partial(sweep.check_engines, stale)
                 failed = cluster.train(study, stale, settings, sweep.take, say, check, address)
             elif stale:
                 devices = local.devices(settings)
-                _check_local_engines(sweep, settings, devices[0])
+                _check_local_engines(sweep, stale, settings, devices[0])
                 failed = local.train(stale, devices, sweep.checkout.has_run, sweep.record, say, lock)
         except Interrupted:
             sweep.settle()
@@ -252,13 +260,14 @@ def _check_mixture(cell: Cell, engine: str, engines: dict[Cell, str], study: par
             )
 
 
-def _check_local_engines(sweep: Sweep, settings: Settings, device: str) -> None:
+def _check_local_engines(sweep: Sweep, stale: list[Cell], settings: Settings, device: str) -> None:
     if device != "cpu":  # here no context on a GPU is needed to know it
-        sweep.check_engines(lambda _: GraphEngine.name, wanted=True)
+        sweep.check_engines(stale, lambda _: GraphEngine.name, wanted=True)
         return
     computer = Computer(replace(settings, device=device), sweep.say)
     study = sweep.checkout.study
-    sweep.check_engines(lambda cell: computer.arithmetic(study.recipe(cell)).engine, wanted=not computer.fallback)
+    engines = {cell: computer.arithmetic(study.recipe(cell)).engine for cell in study.list_cells()}
+    sweep.check_engines(stale, engines.get, wanted=not computer.fallback)
 
 
 def _bring(there: RunFiles, here: RunFiles) -> None:

@@ -53,7 +53,7 @@ class CellRun:
         self.state = StateFile(session.states, self.question, self.arithmetic)
         self.past, self.left_aside = self.state.restore(self.run)
         if not (self.run.finished and self.past.circumstances):  # else it computes nothing, and writes the files
-            self.past.go_on(session.computer.circumstances(), self.run.iteration)
+            self.past.go_on(session.computer.circumstances(recipe), self.run.iteration)
         self.resumed = self.stored = self.run.iteration
         self.finished = self.run.finished
         self.began = self.written = time.monotonic()

@@ -10,7 +10,7 @@ import torch
 from resnet_cifar import machine, numerics
 from resnet_cifar.files import sha256_of
 from resnet_cifar.native import library
-from resnet_cifar.native.engine import NativeEngine
+from resnet_cifar.native.engine import NativeEngine, native_can
 from resnet_cifar.native.library import Library
 from resnet_cifar.numerics import bits
 from resnet_cifar.numerics.data import Dataset
@@ -103,12 +103,12 @@ class Computer:
             variables={name: value for name, value in sorted(os.environ.items()) if name.startswith(VARIABLES)},
         )
 
-    def circumstances(self) -> Circumstances:
+    def circumstances(self, recipe: Recipe) -> Circumstances:
         """What else a record says."""
         return Circumstances(
             device=machine.device_name(self.device),
             threads=self.threads,
-            simd=self.native.set if self.native else None,
+            simd=self.native.set if self._is_native(recipe) else None,
             torch=str(torch.__version__),
             numpy=np.__version__,
             code=self.code,
@@ -119,9 +119,15 @@ class Computer:
         return name if self.device.type == "cuda" else f"{name} ({torch.backends.cpu.get_cpu_capability()})"
 
 
-def native_can(net: str, shortcut: str) -> bool:
-    """Whether the native engine has the network: it has no projections (shortcut B)."""
-    return net == "plain" or shortcut == "A"
+def difference_of_code(arithmetic: Arithmetic, code: str) -> str | None:
+    """Why what was computed like this is not this code's, in words; None if it is.
+
+    Wherever it was computed: the native engine's bytes are the same everywhere, and torch's belong in one table if they
+    come from the same ``code``.
+    """
+    if arithmetic.engine == NativeEngine.name:
+        return arithmetic.difference(native_arithmetic())
+    return arithmetic.difference(arithmetic.model_copy(update={"code": code}))
 
 
 def load_native(settings: Settings, say: Say) -> Library:

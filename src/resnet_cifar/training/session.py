@@ -7,11 +7,12 @@ from resnet_cifar.cells import Cell, run_files
 from resnet_cifar.errors import InputError
 from resnet_cifar.files import sha256
 from resnet_cifar.machine import usable
+from resnet_cifar.native.engine import NativeEngine, native_can
 from resnet_cifar.params import Study
 from resnet_cifar.progress import Say
 from resnet_cifar.settings import Settings
 from resnet_cifar.training import record, states
-from resnet_cifar.training.engines import Computer
+from resnet_cifar.training.engines import Computer, difference_of_code
 from resnet_cifar.training.record import Arithmetic, Question
 
 
@@ -51,30 +52,32 @@ class Session:
         return self.computer.arithmetic(self.study.recipe(cell))
 
     def is_trained(self, cell: Cell) -> bool:
-        """Whether the cell's files are there, with the bytes that training it here would give."""
-        try:
-            found = record.read_answer(run_files(self.runs, cell), self.question(cell))
-        except record.RecordError:
-            return False
-        return found.arithmetic == self.arithmetic(cell)
+        """Whether the cell's files are there, from this code, whichever engine and machine made them."""
+        return self._engine(cell) is not None
 
-    def check_engine(self) -> None:
-        """Refuse to go on with another engine where the native one has trained cells of the study already.
+    def check_engine(self, cells: list[Cell]) -> None:
+        """Refuse to train ``cells`` with another engine where the native one has trained cells of the study already.
 
         Raises
         ------
         InputError
-            If it cannot be used here any more and a finished run of the study is its.
+            If it cannot be used here any more, one of the cells is to be trained by it, and a finished run is its.
         """
-        if not self.computer.fallback:
+        shortcut = self.study.model.shortcut
+        wanted = [cell for cell in cells if native_can(cell.net, shortcut) and not self.is_trained(cell)]
+        if not (self.computer.fallback and wanted):
             return
         for cell in self.study.list_cells():
-            try:
-                found = record.read_answer(run_files(self.runs, cell), self.question(cell))
-            except record.RecordError:
-                continue
-            if found.arithmetic.engine == "native":
+            if self._engine(cell) == NativeEngine.name:
                 raise InputError(
                     f"{cell} was trained by the native engine, which cannot be used here ({self.computer.fallback}), "
                     "and a table must not mix engines: mend that, or set RESNET_CIFAR_SIMD=none to train with PyTorch."
                 )
+
+    def _engine(self, cell: Cell) -> str | None:
+        """That of the cell's finished run; None if there is none of this code."""
+        try:
+            found = record.read_answer(run_files(self.runs, cell), self.question(cell)).arithmetic
+        except record.RecordError:
+            return None
+        return None if difference_of_code(found, self.computer.code) else found.engine
