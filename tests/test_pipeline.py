@@ -108,7 +108,10 @@ def test_another_seed_trains_one_cell(clone, narrowed):
 
 
 def test_exp_run_with_another_depth_trains_that_network_alone(clone, tmp_path):
-    """`dvc exp run -S model.n=9`, and the lines of the README that load a trained network: they reproduce its row."""
+    """`dvc exp run -S model.n=9`, and the lines of the README that load a trained network: they reproduce its row.
+
+    Its way back leaves nothing that the experiment added for the report to depend on.
+    """
     mine = clone.copy(tmp_path / "clone")
     output = mine.dvc("exp", "run", "-S", "model.n=9")
     assert ran(output) == ["train@resnet-9-0", "evaluate@resnet-9-0", "report"]
@@ -119,3 +122,8 @@ def test_exp_run_with_another_depth_trains_that_network_alone(clone, tmp_path):
     (lines,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     printed = mine.run(sys.executable, "-c", lines).stdout
     assert float(printed) == metrics["ResNet-56"]["error_mean"]
+
+    (back,) = re.findall(r"`(git checkout .* && dvc repro --pull)` returns", (ROOT / "README.md").read_text())
+    mine.run("sh", "-c", back)
+    assert not (mine.folder / "runs/resnet-9-0").exists()
+    assert mine.run("git", "status", "--porcelain").stdout == ""

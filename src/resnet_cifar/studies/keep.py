@@ -112,7 +112,7 @@ def _check_clean(remote: Path | None, goes_on: bool) -> None:
         raise InputError(
             f"the checkout has changes that are not committed ({_first(others)}): commit or stash them, because "
             "a study is made from what is committed. After an experiment, `git checkout params.yaml dvc.lock "
-            "reports && git clean -fd reports -e studies && dvc repro --pull` returns."
+            "reports && git clean -fd reports -e studies && rm -rf runs results && dvc repro --pull` returns."
         )
 
 
