@@ -29,7 +29,7 @@ from test_report import make_results, read, study_of
 from resnet_cifar.errors import InputError
 from resnet_cifar.report import tables
 from resnet_cifar.studies import index, remote
-from resnet_cifar.studies.keep import LOCK, STUDIES, _alone, keep
+from resnet_cifar.studies.keep import LOCK, STUDIES, _alone, _run, keep
 
 TINY = """\
 # @package _global_
@@ -190,6 +190,48 @@ def test_an_edit_that_changes_no_byte_is_kept_anew_without_training(kept, tmp_pa
             assert stage["outs"] == old[cell]["outs"]
     shutil.copytree(tmp_path / "runs", ".dvc/cache/runs", dirs_exist_ok=True)
     kept.save()
+
+
+def test_what_was_in_the_way_or_kept_meanwhile_stops_and_loses_nothing(kept, monkeypatch, capfd):
+    """Killed after another data set was made and before DVC knew of it; later, another study is kept during a push."""
+
+    def killed(*_: object) -> None:
+        raise InputError("killed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("resnet_cifar.studies.keep._run", killed)
+        with pytest.raises(InputError, match="killed"):
+            keep("tiny", None, silent)
+    (MADE / "data").mkdir()
+    (MADE / "data/cifar10.safetensors").write_text("another data set")
+    lock = MADE / ".dvc/tmp/lock"
+    lock.mkdir(parents=True)
+    with pytest.raises(InputError, match=r"`dvc checkout .*failed, as the lines above say"):
+        keep("tiny", None, silent)
+    assert "ERROR: " in capfd.readouterr().err
+    lock.rmdir()
+
+    def push_beside_another(clone: Path) -> None:
+        remote.push(clone)
+        make_study(STUDIES, "other", {}, *SHORT, "model.n=3")
+
+    monkeypatch.setattr("resnet_cifar.studies.keep.push", push_beside_another)
+    keep("tiny", None, silent)
+    assert (STUDIES / "README.md").read_text() == index.render(STUDIES)
+    assert "[other](other/metrics.md)" in (STUDIES / "README.md").read_text()
+    kept.run("git", "checkout", ".")
+    kept.run("git", "clean", "-fdq", "reports")
+    assert unsaved(kept) == set()
+
+
+def test_the_data_set_that_a_user_has_is_found_from_the_clone(tmp_path, monkeypatch):
+    (tmp_path / "clone/src").mkdir(parents=True)
+    (tmp_path / "clone/src/dvc.py").write_text("import os\nopen('seen', 'w').write(os.environ['CIFAR10_SOURCE'])\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CIFAR10_SOURCE", "mine.tar.gz")
+    with _alone(Path("clone")) as lock:
+        _run(Path("clone"), lock, "dvc")
+    assert Path("clone/seen").read_text() == str(tmp_path / "mine.tar.gz")
 
 
 STAND_IN = """\

@@ -21,7 +21,7 @@ from dvc.utils.serialize import dump_yaml
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from resnet_cifar import params
+from resnet_cifar import params, settings
 from resnet_cifar.cells import SCRATCH
 from resnet_cifar.errors import InputError, in_one_line
 from resnet_cifar.files import locked
@@ -72,23 +72,24 @@ def keep(name: str, source: Path | None, say: Say) -> None:
         _bring_up_to_date(clone)
         study = _compose(name, clone)
         run = partial(_run, clone, lock)
-        run(DVC, "checkout", "--quiet", "--allow-missing", "download", "preprocess")
+        # what is in the way, as from a call that was killed before DVC knew of it, can be made again
+        run(DVC, "checkout", "--force", "--allow-missing", "download", "preprocess")
         kept = STUDIES / name / LOCK
         if kept.exists():  # its networks, under whatever code they were recorded
             dump_yaml(clone / LOCK, _merged(clone / LOCK, kept))
-            run(DVC, "pull", "--quiet", "--allow-missing", "train")
+            run(DVC, "pull", "--allow-missing", "train")
         if source:
             run(SWEEP, "--from", str(source))
         run(SWEEP)
-        run(DVC, "repro", "--quiet", "--pull")
+        run(DVC, "repro", "--pull")
         new = _lay_out(clone, study, name)
-        page = index.render(STUDIES, new)
+        index.render(STUDIES, new)  # nothing is kept that the page would not take
         say(f"{name}: its networks go to the remote")
         push(clone)
         shutil.rmtree(STUDIES / name, ignore_errors=True)
         STUDIES.mkdir(parents=True, exist_ok=True)
         shutil.move(new, STUDIES / name)
-        (STUDIES / INDEX).write_text(page, encoding="utf-8")
+        (STUDIES / INDEX).write_text(index.render(STUDIES), encoding="utf-8")  # with those that others kept meanwhile
         _remove(clone)
     say(f"{name} is kept in {STUDIES / name}: commit it, with the remote's files if they lie in the repository")
 
@@ -207,6 +208,8 @@ def _run(clone: Path, lock: int, command: str, *arguments: str) -> None:
     When this process is killed, the command ends by itself, and holds the lock until it has.
     """
     environment = subprocess_environment()
+    if images := settings.read().source:
+        environment["CIFAR10_SOURCE"] = str(images.absolute())
     path = [str((clone / "src").resolve()), *filter(None, [environment.get("PYTHONPATH")])]
     with subprocess.Popen(
         [sys.executable, "-m", *MODULES[command], *arguments],
