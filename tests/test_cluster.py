@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 from clone import Clone
@@ -468,6 +469,25 @@ def await_state(folder: Path, later_than: int = 0) -> int:
                 return written
         time.sleep(0.05)
     raise AssertionError(f"no new state in {folder}")
+
+
+def test_a_state_that_is_being_written_is_not_sent_back(tiny_study, tmp_path, monkeypatch):
+    """Half of one would take the place of the driver's whole one."""
+    write, seen = Path.write_bytes, []
+
+    def slowly(path: Path, content: bytes) -> int:
+        write(path, content[:1])
+        seen.append(list(on_node.saved_states(tmp_path / "scratch", "resnet-1-0")))
+        return write(path, content)
+
+    monkeypatch.setattr(Path, "write_bytes", slowly)
+    monkeypatch.setattr(on_node, "Session", lambda *_: None)
+    state = on_node.State("resnet-1-0", "a.safetensors", b"all of it")
+    task = on_node._Task(tmp_path, ["resnet-1-0"], tiny_study, settings.read())
+    task._session(np.zeros(1, np.uint8), [state])
+    assert seen == [[]]
+    assert list(on_node.saved_states(tmp_path / "scratch", "resnet-1-0")) == [state]
+    assert list(on_node.saved_states(tmp_path / "scratch", "resnet-1-0", task.sent)) == []
 
 
 def test_six_cells_on_three_nodes_whatever_dies(fresh, cluster):

@@ -21,7 +21,7 @@ import ray
 from resnet_cifar import native, numerics
 from resnet_cifar.cells import DATA, Cell, run_files
 from resnet_cifar.errors import InputError
-from resnet_cifar.files import sha256_of
+from resnet_cifar.files import sha256_of, write_whole
 from resnet_cifar.native.library import Unavailable
 from resnet_cifar.params import Study
 from resnet_cifar.settings import Settings
@@ -183,14 +183,15 @@ class _Task:
             self.outbox.put(RuntimeError(f"{type(error).__name__}: {error}"))
 
     def _session(self, data: np.ndarray, states: list[State]) -> Session:
-        scratch, path = self.folder / "scratch", self.folder / DATA.name
+        scratch, images = self.folder / "scratch", self.folder / DATA.name
         for state in states:
-            (scratch / state.cell).mkdir(parents=True, exist_ok=True)
-            (scratch / state.cell / state.name).write_bytes(state.content)
-            self.sent[f"{state.cell}/{state.name}"] = (scratch / state.cell / state.name).stat().st_mtime_ns
-        data.tofile(path)
-        session = Session(self.study, path, self.folder / "runs", scratch, self.settings, self.outbox.put)
-        path.unlink()  # now, since a task that is killed leaves its folder behind
+            path = scratch / state.cell / state.name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(path, state.content)  # the other thread may send it back at once
+            self.sent[f"{state.cell}/{state.name}"] = path.stat().st_mtime_ns
+        data.tofile(images)
+        session = Session(self.study, images, self.folder / "runs", scratch, self.settings, self.outbox.put)
+        images.unlink()  # now, since a task that is killed leaves its folder behind
         return session
 
 
