@@ -26,7 +26,7 @@ Turns = Generator[Turn, None, Any]
 def estimate(
     computer: Computer, study: Study, cells: list[Cell], iterations: int, pack: int | None = None, devices: int = 1
 ) -> float:
-    """Seconds that so many devices like this one take for cells, each depth as many at once as the device takes.
+    """Seconds that so many devices like this one take for cells, each with as many of a depth at once as it takes.
 
     Parameters
     ----------
@@ -49,7 +49,7 @@ def estimate(
     seconds = 0.0
     for net, n in sorted({(cell.net, cell.n) for cell in cells}):
         recipes = [study.recipe(cell) for cell in cells if (cell.net, cell.n) == (net, n)]
-        at_once = min(len(recipes), memory.fit_at_once(computer, recipes, pack))
+        at_once = min(-(-len(recipes) // devices), memory.fit_at_once(computer, recipes, pack))
         step, evaluation = _measure(computer, recipes[:at_once], data)
         seconds += (iterations * step + evaluations * evaluation) * len(recipes) / at_once
     return seconds / min(devices, len(cells))

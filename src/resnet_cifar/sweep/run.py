@@ -101,11 +101,23 @@ class Sweep:
         """Restore what DVC has, record what is finished; return the cells to train."""
         plan = self.restore(but=[])
         self.total = len(plan.finished) + len(plan.stale)
+        self._say_mixture(plan.finished)
         self.arrived += plan.finished
         self.settle()
         if plan.stale:
             self.say(f"{_count(plan.stale)} to train: {_names(plan.stale)}")
         return plan.stale
+
+    def _say_mixture(self, finished: list[Cell]) -> None:
+        """Say it, once, if another engine than the others' trained one of the cells that are recorded as they are."""
+        study = self.checkout.study
+        engines = self.checkout.engines(study.list_cells()) if finished else {}
+        for cell in finished:
+            try:
+                _check_mixture(cell, engines[cell], engines, study)
+            except RecordError as error:
+                self.say(f"{cell} is recorded all the same: {error}")
+                return
 
     def check_engines(self, stale: list[Cell], engine: Callable[[Cell], str], wanted: bool) -> None:
         """Say or refuse that the cells to train get another engine than those of the study that are trained already.
