@@ -260,6 +260,10 @@ def test_altered_and_damaged_files_are_named(evaluated, folder):
     predictions.symlink_to(predictions)
     with pytest.raises(ResultError, match=r"predictions.safetensors cannot be read"):
         results.read(folder, CELL)
+    metrics.unlink()
+    metrics.symlink_to(metrics)
+    with pytest.raises(ResultError, match=r"^[^ ]*metrics.json cannot be read \(Too many levels"):
+        results.read(folder, CELL)
 
 
 # ---- The command

@@ -612,6 +612,12 @@ def test_the_stage_says_what_is_wrong_in_one_line(tmp_path):
     assert result.stderr.count("\n") == 1
 
 
+def test_a_relative_source_that_is_not_there_is_said_with_the_folder_it_was_looked_for_in(tmp_path):
+    """DVC runs an experiment in a copy of the checkout, where what lies beside the checkout is not."""
+    result = run_stage(tmp_path, Path("nothing"))
+    assert f"CIFAR10_SOURCE=nothing cannot be used: there is no such file or folder in {tmp_path}. " in result.stderr
+
+
 def test_the_stage_names_the_extra_that_is_missing(tmp_path):
     code = "import runpy, sys; sys.modules['PIL'] = None; sys.argv = ['download.py', '--out', 'raw']; "
     code += f"runpy.run_path({str(ROOT / 'stages/download.py')!r}, run_name='__main__')"

@@ -49,7 +49,9 @@ def read(results: Path, cell: Cell) -> Result:
         raise ResultError(f"{metrics} was altered: its values are not those of its digest") from None
     except ValueError:
         raise ResultError(f"{metrics} is not the result of an evaluation") from None
-    except (OSError, SafetensorError, TypeError) as error:  # TypeError: of a type that numpy has not
+    except OSError as error:
+        raise ResultError(f"{error.filename or predictions} cannot be read ({error.strerror or error})") from None
+    except (SafetensorError, TypeError) as error:  # TypeError: of a type that numpy has not
         raise ResultError(f"{predictions} cannot be read ({error})") from None
     if found != result.predictions_sha256:
         raise ResultError(f"{predictions} is not what {metrics.name} speaks of: one of them was altered")

@@ -29,7 +29,7 @@ def read_given(source: Path) -> dict[str, bytes]:
         If it does not exist, is neither, lacks a batch, or has a pickled batch with another MD5.
     """
     if not source.exists():
-        raise SourceError("there is no such file or folder")
+        raise SourceError("there is no such file or folder" + ("" if source.is_absolute() else f" in {Path.cwd()}"))
     read = read_folder if source.is_dir() else read_tar
     found = read(source, {*MD5, *PICKLED_MD5})
     if not found:
