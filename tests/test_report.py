@@ -495,6 +495,16 @@ def test_in_fp32_curve_and_table_are_one_number(tmp_path):
 
 
 @pytest.mark.usefixtures("no_figures")
+def test_that_a_processor_decides_images_is_said_of_pytorchs_step_alone(tmp_path):
+    study, cell = study_of("model.n=3", "train.seeds=0"), Cell("resnet", 3, 0)
+    make_cell(tmp_path, study, cell)
+    assert "table's, `test_error` in results.csv." in (render(tmp_path, study) / "metrics.md").read_text()
+    make_cell(tmp_path, study, cell, engine="cuda graph", evaluated_by="eager")
+    said = "table's, `test_error` in results.csv; where another processor evaluated, it is so to a few images."
+    assert said in (render(tmp_path, study) / "metrics.md").read_text()
+
+
+@pytest.mark.usefixtures("no_figures")
 def test_errors_by_class_and_what_a_run_costs_are_means_over_the_seeds(tmp_path):
     """Of the two seeds 0 and 1 the means are 0.5 more than of seed 0; ResNet-56 has 10 more than ResNet-20."""
     study = study_of("model.n=[3,9]", "train.seeds=[0,1]")

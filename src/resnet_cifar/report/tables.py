@@ -244,9 +244,10 @@ def _hardware(outcome: Outcome) -> str:
 def _curves(outcome: Outcome) -> str:
     """Which test error a curve shows: there are two."""
     if outcome.precisions == ["fp32"]:
+        nearly = "; where another processor evaluated, it is so to a few images"
         return (
             "their test error, `curve_test_error` in curves.csv, is computed while training. Its last value is the "
-            "table's, `test_error` in results.csv; where another processor evaluated, it is so to a few images."
+            f"table's, `test_error` in results.csv{'' if set(outcome.cells['engine']) == {'native'} else nearly}."
         )
     return (
         "their test error, `curve_test_error` in curves.csv, is computed while training, here in "
