@@ -179,8 +179,8 @@ def _lay_out(clone: Path, study: Study, name: str) -> Path:
         (shutil.copytree if path.is_dir() else shutil.copyfile)(path, new / file)
     shutil.copyfile(clone / PARAMS, new / PARAMS)
     lock = _read(clone / LOCK)
-    own = {f"{stage}@{cell}" for stage in STAGES for cell in study.list_cells()}
-    dump_yaml(new / LOCK, lock | {"stages": {key: lock["stages"][key] for key in lock["stages"] if key in own}})
+    own = [f"{stage}@{cell}" for stage in STAGES for cell in study.list_cells()]
+    dump_yaml(new / LOCK, lock | {"stages": {key: lock["stages"][key] for key in own}})
     return new
 
 
