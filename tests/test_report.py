@@ -1112,6 +1112,15 @@ def test_the_readmes_sentences_have_the_reports_numbers():
         assert words.format(*gains) in text
 
 
+def test_the_readme_says_what_the_degradation_study_found():
+    text = " ".join((ROOT / "README.md").read_text().split())
+    folder = ROOT / "reports/studies/degradation"
+    cells = pd.read_csv(folder / "results.csv").groupby("network")["test_error"].mean()
+    plain, residual = re.findall(r"% to [\d.]+%, \+([\d.]+) points \(95% interval", (folder / "metrics.md").read_text())
+    assert f"plain networks rises by {float(plain):.0f} points, that of residual ones by {float(residual):.1f}," in text
+    assert f"rises, too, from {cells['ResNet-20']:.2f} to {cells['ResNet-56']:.2f}%" in text
+
+
 def test_the_readme_gives_the_controls_last_points():
     last = pd.read_csv(ROOT / "reports/controls.csv").groupby("cell").last()
     small, large = (last.filter(regex=name, axis="index") for name in ("resnet-3-[01234]", "resnet-9-[01]"))
