@@ -115,6 +115,22 @@ def test_without_a_compiler(tmp_path, monkeypatch):
         load(None, print)
 
 
+@pytest.mark.usefixtures("sources")
+@pytest.mark.parametrize(
+    ("command", "reason"),
+    [("{}", r"\S+/compiler cannot be started \(Exec format error\)"), ("'{}", r"CXX is no command \(No closing .+\)")],
+)
+def test_a_compiler_that_cannot_be_started_is_told(tmp_path, monkeypatch, command, reason):
+    """As one of another kind of machine."""
+    path = tmp_path / "compiler"
+    path.write_bytes(b"\x7fELF of another machine")
+    path.chmod(0o755)
+    monkeypatch.setenv("CXX", command.format(path))
+    with pytest.raises(Unavailable, match=f"^{reason}$"):
+        load(None, print)
+    assert cached(tmp_path) == []
+
+
 def test_an_error_of_the_compiler_is_told(sources, tmp_path):
     (sources / "engine.cpp").write_text("#warning first\nint broken(;\n")
     with pytest.raises(Unavailable, match=r"^\S+ could not compile it \(engine\.cpp:2:12: error: .+\)$"):

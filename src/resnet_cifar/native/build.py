@@ -156,19 +156,29 @@ def run(command: list[str], folder: Path) -> None:
     Raises
     ------
     Unavailable
-        If it fails, with the first line that it calls an error.
+        If it cannot be started, or fails, with the first line that it calls an error.
     """
-    english = os.environ | {"LC_ALL": "C"}
-    done = subprocess.run(command, cwd=folder, env=english, capture_output=True, text=True, errors="replace")
+    done = _call(command, folder)
     if done.returncode:
         lines = done.stderr.splitlines() or [f"exit code {done.returncode}"]
         first = next((line for line in lines if "error" in line), lines[0])
         raise Unavailable(f"{command[0]} could not compile it ({first.strip()})")
 
 
+def _call(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
+    english = os.environ | {"LC_ALL": "C"}
+    try:
+        return subprocess.run(command, cwd=folder, env=english, capture_output=True, text=True, errors="replace")
+    except OSError as error:
+        raise Unavailable(f"{command[0]} cannot be started ({error.strerror})") from None
+
+
 def _compiler() -> list[str]:
     """The command of ``$CXX``, or the first C++ compiler there is."""
-    given = shlex.split(os.environ.get("CXX", ""))
+    try:
+        given = shlex.split(os.environ.get("CXX", ""))
+    except ValueError as error:
+        raise Unavailable(f"CXX is no command ({error})") from None
     if given and not shutil.which(given[0]):
         raise Unavailable(f"CXX is {given[0]}, which is not there")
     found = next((name for name in ("c++", "g++", "clang++") if shutil.which(name)), None)
@@ -178,7 +188,7 @@ def _compiler() -> list[str]:
 
 
 def _is_clang(compiler: list[str]) -> bool:
-    return "clang" in subprocess.run([*compiler, "--version"], capture_output=True, text=True).stdout
+    return "clang" in _call([*compiler, "--version"], Path.cwd()).stdout
 
 
 def _cache() -> Path:
