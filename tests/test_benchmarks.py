@@ -1,6 +1,7 @@
 """The benchmarks run here and print what they say; what they print is measured elsewhere."""
 
 import csv
+import json
 import os
 import re
 import runpy
@@ -12,9 +13,10 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT, needs_native, write_tiny_dataset
+from native_runs import TINY
 
 from resnet_cifar import machine
-from resnet_cifar.native import sets
+from resnet_cifar.native import build, sets
 from resnet_cifar.report import speed
 
 
@@ -130,6 +132,19 @@ def test_two_engines_from_the_same_weights_on_the_same_batches(folder, monkeypat
     for wrong in (["--cell", "resnet-0-0"], ["--every", "0"]):
         done = run(folder, "engines_together.py", *wrong)
         assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+
+
+@needs_native
+def test_the_program_for_emulators_makes_the_golden_run(tmp_path, monkeypatch):
+    """Arm's bits are seen by it alone; with two threads, in another floating-point mode."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import native_bits
+
+    monkeypatch.setattr(build, "COMMON", [flag.replace("-O3", "-O0") for flag in build.COMMON])  # compiles in seconds
+    program = native_bits.program(tmp_path / "program", sets.runnable(sets.FAST)[0], build._compiler()[0])
+    made = native_bits.outcome([str(program)], tmp_path, TINY, 2, hostile=True)
+    golden = json.loads((ROOT / "tests/golden/native.json").read_text())["sha256"]
+    assert made.digest(TINY.n) == golden[TINY.name]
 
 
 def test_the_textbooks_network_and_rates_are_the_papers(folder, capsys, monkeypatch):

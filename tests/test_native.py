@@ -80,6 +80,14 @@ def test_the_plain_set_gives_the_golden_bits():
     assert outcome(load("plain", print), TINY, threads=1).digest(TINY.n) == GOLDEN["sha256"][TINY.name]
 
 
+@pytest.mark.parametrize("batch", [3, 19])
+def test_the_bits_of_groups_that_are_not_full_are_those_of_every_set(library, batch):
+    run = Run("resnet", 1, 2, batch)
+    expected = outcome(library, run, threads=1).digest(run.n)
+    found = {outcome(load(each.name, print), run, 3).digest(run.n) for each in sets.runnable(sets.FAST)}
+    assert found == {expected}
+
+
 @pytest.mark.parametrize("threads", [2, 3])
 def test_threads_change_no_bit(library, threads):
     run = replace(native_runs.RUNS[1], batch=40)
@@ -159,8 +167,9 @@ def distance(x: NDArray, y: NDArray) -> float:
 
 
 # fp32 and Winograd's F(4x4) leave about 2e-6, ten times that in a plain network of depth 20, which is steeper, and in a
-# ResNet-56; a batch of 128 is eight chunks. The seeds are those of batches in which no unit's input is so near 0 that
-# rounding decides its sign: one such unit moves the gradient by up to 1e-2.
+# ResNet-56. A batch of 128 is eight chunks; one of 3 or 19 images ends with a group that is not full, at 32 and at 64
+# channels. The seeds are those of batches in which no unit's input is so near 0 that rounding decides its sign: one of
+# them moves the gradient by up to 1e-2.
 @pytest.mark.parametrize(
     ("run", "bound"),
     [
@@ -168,10 +177,12 @@ def distance(x: NDArray, y: NDArray) -> float:
         (Run("plain", 1, 1, seed=4), 1e-5),
         (Run("resnet", 3, 1, seed=14), 1e-5),
         (Run("resnet", 1, 1, batch=128, seed=18), 1e-5),
+        (Run("resnet", 1, 1, batch=3, seed=2), 1e-5),
+        (Run("resnet", 1, 1, batch=19, seed=3), 1e-5),
         (Run("plain", 3, 1, batch=2, seed=7), 5e-5),
         (Run("resnet", 9, 1, batch=2, seed=9), 5e-5),
     ],
-    ids=["resnet-1", "plain-1", "resnet-3", "batch-128", "plain-3", "resnet-9"],
+    ids=["resnet-1", "plain-1", "resnet-3", "batch-128", "batch-3", "batch-19", "plain-3", "resnet-9"],
 )
 def test_a_step_is_float64s(library, run, bound):
     network = NativeNetwork(library, run.net, run.n, run.batch, threads=1)
@@ -228,6 +239,19 @@ def test_loss_and_errors_by_hand(network, bias):
     assert errors == (labels != bias.index(largest)).sum()
     expected = shares - np.bincount(labels, minlength=10) / BATCH
     np.testing.assert_allclose(network.weights.unpack(gradient)["fc.bias"], expected, atol=1e-7)
+
+
+@pytest.mark.parametrize(("bias", "counts"), [(50.0, True), (80.0, False)])
+def test_a_gradient_below_two_to_the_minus_90_is_zero(network, bias, counts):
+    """Of the logits of a sure batch: exp(-50) / 20 and less is about 2^-76, exp(-80) / 20 about 2^-120."""
+    images, state, seen = make_images(), make_state(1), make_batches(1, BATCH)
+    images = replace(images, labels=np.zeros_like(images.labels))
+    tensors = network.weights.unpack(state.weights)
+    tensors |= {"fc.weight": np.zeros((10, 64), np.float32), "fc.bias": np.float32([bias] + [0.0] * 9)}
+    network.weights.pack(tensors, state.weights)
+    gradient = network.weights.unpack(network.gradient(images, state, seen)[0])["fc.bias"]
+    expected = np.full(9, np.exp(-bias) * counts)
+    np.testing.assert_allclose(gradient[1:], expected, rtol=1e-6)
 
 
 def test_padding_stays_zero(network):
@@ -332,6 +356,15 @@ def test_what_was_done_before_it_stays(network):
     network.train(make_images(), states[1], two, [0.1, 3e38], MOMENTUM, WEIGHT_DECAY)
     assert same(*states)
     assert raised.value.done == 2
+
+
+@pytest.mark.parametrize("name", [each.name for each in sets.runnable(sets.FAST)])
+def test_logits_of_a_weight_that_is_not_a_number_are_refused(name):
+    """No maximum with 0 makes one of it on the way."""
+    network, state = NativeNetwork(load(name, print), "resnet", 1, BATCH, threads=1), make_state(1)
+    state.weights[100] = np.nan
+    with pytest.raises(NonFinite, match="infinite or NaN"):
+        network.logits(make_images(), state, 0, BATCH)
 
 
 def edited(seen: Batches, name: str, value: int) -> Batches:

@@ -20,7 +20,7 @@ from resnet_cifar.numerics.eager import EagerEngine
 from resnet_cifar.numerics.engine import Turn
 from resnet_cifar.numerics.models import Architecture, CifarResNet
 from resnet_cifar.numerics.protocol import Recipe
-from resnet_cifar.numerics.run import Run
+from resnet_cifar.numerics.run import DivergedError, Run
 from resnet_cifar.numerics.weights import digest
 
 pytestmark = needs_native
@@ -161,6 +161,28 @@ def test_the_documents_snippet_has_the_same_bytes_with_every_set(data):
         again = Run(run.recipe, names["data"], engine)
         drain(again.train())
         assert again.history() == run.history()
+
+
+@pytest.mark.parametrize(
+    ("rates", "what", "iteration"),
+    [
+        ({"lr": 3e38}, "the loss", 3),  # from the second iteration on
+        ({"milestones": (5,), "gamma": 3e39}, "the evaluation's loss", 6),  # in the last iteration
+    ],
+)
+def test_a_rate_that_throws_the_weights_out_ends_the_run_after_its_iteration(data, rates, what, iteration):
+    recipe = replace(RECIPES["plain-1"], **rates)
+    run = Run(recipe, data, NativeEngine(recipe, data, library(runnable()[0].name), 1))
+    with pytest.raises(DivergedError) as caught:
+        drain(run.train())
+    assert (caught.value.what, caught.value.iteration) == (what, iteration)
+
+
+def test_logits_of_a_network_that_is_not_finite_are_not_made_up(data):
+    model = CifarResNet(Architecture("plain", 1))
+    with torch.no_grad():
+        model.fc.bias[0] = torch.nan
+    assert not np.isfinite(compute_logits(library(runnable()[0].name), 1, model, data.test)).any()
 
 
 def test_projections_are_refused_and_not_left_out(data):
