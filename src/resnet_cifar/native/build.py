@@ -188,7 +188,7 @@ def _compiler() -> list[str]:
 
 
 def _is_clang(compiler: list[str]) -> bool:
-    return "clang" in _call([*compiler, "--version"], Path.cwd()).stdout
+    return "clang" in _call([*compiler, "--version"], Path()).stdout
 
 
 def _cache() -> Path:
