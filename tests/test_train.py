@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -647,21 +648,26 @@ def test_killed_and_started_again_the_same_bytes(checkout, signum):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's word of a parent's death")
-def test_killed_dvc_takes_its_training_along_and_the_state_stays(checkout):
+@pytest.mark.parametrize("shell", [False, True], ids=["without a shell", "with one that stays"])
+def test_killed_dvc_takes_its_training_along_and_the_state_stays(checkout, compose, tmp_path, shell):
     """The next `dvc repro` would find a second trainer else, or delete what the first one trained to its end."""
-    scratch = checkout / "scratch-dvc"
-    start = "import subprocess, sys; subprocess.run([sys.executable, *sys.argv[1:]])"
-    command = [str(ROOT / "stages/train.py"), "--runs", "runs-dvc", "--scratch", scratch, "--cells", "resnet-1-0"]
-    environment = os.environ | {"RESNET_CIFAR_SAVE_EVERY": "0.05", "DVC_STAGE": "train@resnet-1-0"}
+    shorter = "train.iterations=1000", "train.batch_size=16", "train.milestones=[20]"
+    (tmp_path / "params.yaml").write_text(compose("model.n=1", "train.seeds=0", *shorter))
+    start = "import os, subprocess, sys; subprocess.run(sys.argv[1:], env=os.environ | {'DVC_STAGE': 'train'})"
+    command = [sys.executable, str(ROOT / "stages/train.py"), "--data", str(checkout / "data/cifar10.safetensors")]
+    if shell:
+        command = ["sh", "-c", f"{shlex.join(command)}; exit $?"]
+    environment = {name: value for name, value in os.environ.items() if name != "DVC_STAGE"}
+    environment["RESNET_CIFAR_SAVE_EVERY"] = "0.05"
     dvc = subprocess.Popen(
-        [sys.executable, "-c", start, *command], cwd=checkout, env=environment, stderr=subprocess.PIPE
+        [sys.executable, "-c", start, *command], cwd=tmp_path, env=environment, stderr=subprocess.PIPE
     )
-    while dvc.poll() is None and not list(scratch.glob("*/*.safetensors")):
+    while dvc.poll() is None and not list((tmp_path / "scratch").glob("*/*.safetensors")):
         time.sleep(0.005)
     dvc.kill()
     _, errors = dvc.communicate()  # the training's end of the pipe is closed, too
     assert b"stopped at iteration" in errors
-    assert list(scratch.glob("*/*.safetensors"))
+    assert list((tmp_path / "scratch").glob("*/*.safetensors"))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /proc to see how far the process is")

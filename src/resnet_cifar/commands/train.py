@@ -9,7 +9,7 @@ from resnet_cifar.errors import TrainingError, exit_with
 from resnet_cifar.files import check_no_link
 from resnet_cifar.progress import say
 from resnet_cifar.training.session import Session
-from resnet_cifar.training.stop import end_with_parent
+from resnet_cifar.training.stop import end_with_dvc
 from resnet_cifar.training.train import train_cells
 
 EPILOG = f"""\
@@ -47,7 +47,7 @@ def _main() -> None:
 
     # DVC's next run deletes what an orphan of a killed one has trained to its end; from a saved state it goes on.
     if settings.in_dvc():
-        end_with_parent()
+        end_with_dvc()
     study = params.load()
     cells = select(args.cells, study.list_cells())
     for cell in cells:
