@@ -1,8 +1,12 @@
 """Progress: what cannot be told stops no work."""
 
+import fcntl
 import os
+import pty
+import struct
 import subprocess
 import sys
+import termios
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -25,12 +29,10 @@ print("done")
 
 
 BAR = """
-import sys
 from resnet_cifar.progress import Progress
-sys.stderr.isatty = lambda: True
 progress = Progress("work", 10)
 progress.shown -= 60
-progress.update(5)
+progress.update(5, "much to be said")
 progress.clear()
 """
 
@@ -44,7 +46,7 @@ def work(stderr: int, close: bool = False) -> subprocess.CompletedProcess[str]:
 
 def test_lines_go_to_stderr():
     done = work(subprocess.PIPE)
-    assert done.stderr.startswith("a line\na line\na line\nanother\nwork  50%  detail  ")
+    assert done.stderr.startswith("a line\na line\na line\nanother\nwork  50%  0 s left  detail\n")
     assert (done.stdout, done.returncode) == ("done\n", 0)
 
 
@@ -69,11 +71,24 @@ def test_no_stderr_at_all_stops_no_work():
     assert (done.stdout, done.returncode) == ("done\n", 0)
 
 
-def test_a_bar_is_removed_where_something_else_is_to_be_printed():
-    done = subprocess.run([sys.executable, "-X", "utf8", "-c", BAR], stderr=subprocess.PIPE)
-    before, bar, after = done.stderr.decode().split("\r")
+@pytest.mark.parametrize(
+    ("columns", "shown"),
+    [
+        (0, "much to be said"),  # not known
+        (80, "much to be said"),
+        (47, "much to be sai"),  # in the last column a terminal may begin a new line
+    ],
+)
+def test_a_bar_fits_the_terminal_and_is_removed_where_something_else_is_to_be_printed(columns, shown):
+    ours, its = pty.openpty()
+    fcntl.ioctl(its, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    subprocess.run([sys.executable, "-X", "utf8", "-c", BAR], stderr=its, check=True)
+    os.close(its)
+    before, bar, after = os.read(ours, 1000).decode().split("\r")
+    os.close(ours)
     assert (before, after) == ("", "\x1b[K")
-    assert bar.startswith("██████████·········· work  50%  ")
+    assert bar.startswith("█████····· work  50%  0 s left  ")
+    assert bar.endswith(f"left  {shown}\x1b[K")
 
 
 @pytest.mark.parametrize(
@@ -92,4 +107,4 @@ def test_the_time_left_is_that_of_what_this_process_did(monkeypatch):
     progress = Progress("work", 100, start=40, write_line=lines.append)
     now[0] = 10.0
     progress.update(60, "detail")
-    assert lines == ["work  60%  detail  20 s left"]
+    assert lines == ["work  60%  20 s left  detail"]

@@ -3,12 +3,14 @@
 No work ends because it cannot be told: where stderr is closed, its reader is gone or its disk is full, lines are lost.
 """
 
+import os
 import sys
 import time
 from collections.abc import Callable
 
 LINE_EVERY = 10.0
 BAR_EVERY = 0.2
+BAR = 10  # characters
 
 Say = Callable[[str], None]
 """What lines for the user go to."""
@@ -57,10 +59,11 @@ class Progress:
         self.shown = now
         share = done / self.total if self.total else 1.0
         left = self.seconds / max(done - self.start, 1) * (self.total - done)
-        text = f"{self.label} {share:4.0%}  {detail}  {clock(left)} left"
+        text = f"{self.label} {share:4.0%}  {clock(left)} left  {detail}"
         if self.terminal:
-            filled = round(20 * share)
-            _write(f"\r{'█' * filled}{'·' * (20 - filled)} {text}\x1b[K")
+            filled = round(BAR * share)
+            bar = f"{'█' * filled}{'·' * (BAR - filled)} {text}"
+            _write(f"\r{bar[: _columns() - 1]}\x1b[K")
         else:
             self.say(text)
 
@@ -81,6 +84,14 @@ class Progress:
 def say(text: str) -> None:
     """A line on stderr."""
     _write(text + "\n")
+
+
+def _columns() -> int:
+    """The width of the terminal, beyond which a bar would begin a new line each time."""
+    try:
+        return os.get_terminal_size(sys.stderr.fileno()).columns or sys.maxsize
+    except OSError:
+        return sys.maxsize
 
 
 def _write(text: str) -> None:
