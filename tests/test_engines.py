@@ -34,9 +34,7 @@ def test_without_the_native_engine_torch_trains_and_it_is_said(monkeypatch, tiny
     lines: list[str] = []
     computer = Computer(dataclasses.replace(settings.read(), simd=None), lines.append)
     assert (computer.native, computer.fallback) == (None, "there is no compiler")
-    assert lines == [
-        "no native engine (there is no compiler): PyTorch's step is used, which takes about four times as long"
-    ]
+    assert lines == ["no native engine (there is no compiler): PyTorch trains about four times as slowly"]
     assert computer.arithmetic(tiny_recipe).engine == "eager"
 
 

@@ -271,9 +271,11 @@ def test_an_experiment_takes_what_a_sweep_recorded(clone):
 def test_takes_cells_from_elsewhere_and_refuses_others(said, tmp_path):
     shutil.copytree("runs", tmp_path / "elsewhere")
     edit_record(CELLS[1], tmp_path / "elsewhere", "weights_sha256", value=64 * "0")
+    shutil.copytree(RUNS / "resnet-1-0", tmp_path / "elsewhere/resnet-9-4")
     forget(run_cache=True)
     with pytest.raises(InputError, match=r"1 of 2 cells in .* could not be recorded"):
         run.record_from(tmp_path / "elsewhere", said.append)
+    assert f"params.yaml does not name resnet-9-4: left in {tmp_path / 'elsewhere'}" in said
     assert any("resnet-1-1: refused, its weights.safetensors has the digest" in line for line in said)
     assert changed() == {"train@resnet-1-1"}
     with pytest.raises(InputError, match="holds no cell"):

@@ -34,7 +34,10 @@ from resnet_cifar.verification import Finding, Verdict, last_evaluation
 
 CELL, PLAIN = CELLS = [Cell("resnet", 1, 0), Cell("plain", 1, 0)]
 SETS = [each.name for each in sets.runnable(sets.FAST)]
-LENGTH = "resnet-1-0: to iteration 2 in about {} on this CPU; interrupted, the same command goes on where it was"
+LENGTH = (
+    "resnet-1-0: to iteration 2 in about {} on this CPU, if from the beginning; "
+    "interrupted, the same command goes on where it was"
+)
 
 pytestmark = needs_native
 

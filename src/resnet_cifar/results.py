@@ -136,6 +136,8 @@ class Evaluator:
             raise InputError(f"{cell} is not what its {files.record.name} says ({error}): train it again.") from None
         if trained_by == "native":
             try:
+                if self.computer.fallback:
+                    raise Unavailable(self.computer.fallback)
                 return self.computer.native or load_native(self.settings, self.say)
             except Unavailable as error:
                 raise InputError(

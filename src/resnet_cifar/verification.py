@@ -141,8 +141,8 @@ def verify(
     with suppress(InputError):  # there is no memory for a network: what is said of its cell
         seconds = estimate(session.computer, study, to_train, last)
         say(
-            f"{', '.join(map(str, to_train))}: to iteration {last:,} in about {clock(seconds)} on this CPU; "
-            "interrupted, the same command goes on where it was"
+            f"{', '.join(map(str, to_train))}: to iteration {last:,} in about {clock(seconds)} on this CPU, if from "
+            "the beginning; interrupted, the same command goes on where it was"
         )
     with StopSignal() as stop, ExitStack() as locks:
         comparison = _Comparison(session, last, len(waiting), stop, locks)

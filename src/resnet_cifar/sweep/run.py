@@ -218,7 +218,8 @@ def dry_run(settings: Settings, say: Say) -> None:
     computer = Computer(replace(settings, device=devices[0]), say)
     seconds = estimate(computer, study, plan.stale, study.train.iterations, settings.pack, len(devices))
     print(f"{_count(plan.stale)} would be trained: {_names(plan.stale)}")
-    print(f"in about {clock(seconds)} on {len(devices)} x {machine.device_name(computer.device)}")
+    there = f"{len(devices)} x {machine.device_name(computer.device)}"
+    print(f"in about {clock(seconds)} on {there}, if from the beginning")
 
 
 def record_from(source: Path, say: Say) -> None:
@@ -237,6 +238,9 @@ def record_from(source: Path, say: Say) -> None:
         raise InputError(
             f"{source} holds no cell of params.yaml; it should be what `stages/train.py --runs` was given."
         )
+    others = {path.parent.name for path in source.glob("*/run.json")} - set(map(str, cells))
+    if others:
+        say(f"params.yaml does not name {', '.join(sorted(others))}: left in {source}")
     with _alone(say):
         sweep = Sweep(say)
         sweep.restore(but=cells)

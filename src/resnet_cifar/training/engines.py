@@ -57,7 +57,7 @@ class Computer:
                 self.native = load_native(settings, say)
             except library.Unavailable as error:
                 self.fallback = str(error)
-                say(f"no native engine ({error}): PyTorch's step is used, which takes about four times as long")
+                say(f"no native engine ({error}): PyTorch trains about four times as slowly")
 
     def engine(self, recipe: Recipe, data: Dataset, stream: "torch.cuda.Stream | None" = None) -> Engine:
         """The network of a recipe, ready to be trained; ``data`` lies on the device.
