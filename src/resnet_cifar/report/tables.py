@@ -49,8 +49,8 @@ def metrics_md(study: Study, outcome: Outcome, speed: pd.DataFrame | None) -> st
         f"## Test error by class, %\n\n{_basis(outcome)}",
         _class_table(outcome),
         f"## Loss, calibration and time\n\n{_basis(outcome)} The calibration error is the expected gap between "
-        "confidence and accuracy. Seconds are from a run's start to its end, evaluations included: beside other work, "
-        "or other runs on the device, they are more than the section on speed says.",
+        "confidence and accuracy. Seconds are those of training and its evaluations, of an interrupted run added up: "
+        "beside other work, or other runs on the device, they are more than the section on speed says.",
         _cost_table(outcome),
     ]
     if speed is not None:
