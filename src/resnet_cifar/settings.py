@@ -75,9 +75,9 @@ def read() -> Settings:
     )
 
 
-def in_dvc() -> bool:
-    """Whether this command is a stage that DVC runs."""
-    return "DVC_STAGE" in os.environ
+def dvc_stage() -> str:
+    """The name of the stage that DVC runs this command as, or nothing."""
+    return os.environ.get("DVC_STAGE", "")
 
 
 def explain(*names: str) -> str:

@@ -46,8 +46,8 @@ def _main() -> None:
     args = parser.parse_args()
 
     # DVC's next run deletes what an orphan of a killed one has trained to its end; from a saved state it goes on.
-    if settings.in_dvc():
-        end_with_dvc()
+    if stage := settings.dvc_stage():
+        end_with_dvc(stage)
     study = params.load()
     cells = select(args.cells, study.list_cells())
     for cell in cells:

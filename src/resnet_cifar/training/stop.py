@@ -20,14 +20,14 @@ def end_with_parent() -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
-def end_with_dvc() -> None:
-    """Have a thread send this process, a stage's, SIGTERM when its ``dvc`` is killed; only on Linux.
+def end_with_dvc(stage: str) -> None:
+    """Have a thread send this process SIGTERM when the ``dvc`` that runs it as ``stage`` is killed; only on Linux.
 
     DVC starts a shell. bash becomes the command that it is given, but dash stays in between, and would outlive DVC.
     """
     if sys.platform == "linux":
         child = os.getpid()
-        while _is_in_stage(_parent(child)):
+        while _is_of(_parent(child), stage):
             child = _parent(child)
         threading.Thread(target=_end_without, args=(_parent(child), child), daemon=True).start()
 
@@ -46,11 +46,10 @@ def _parent(pid: int) -> int:
         return 0
 
 
-def _is_in_stage(pid: int) -> bool:
-    """Whether DVC has started the process for this one's stage."""
-    stage = f"DVC_STAGE={os.environ['DVC_STAGE']}"
+def _is_of(pid: int, stage: str) -> bool:
+    """Whether DVC has started the process for the stage."""
     try:
-        return stage.encode() in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+        return f"DVC_STAGE={stage}".encode() in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
     except OSError:  # another user's
         return False
 
