@@ -3,11 +3,13 @@
 import dataclasses
 import errno
 import json
+import os
 import re
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -24,7 +26,7 @@ from ray.cluster_utils import Cluster  # noqa: E402
 
 from resnet_cifar import params, settings  # noqa: E402
 from resnet_cifar.cells import Cell, RunFiles  # noqa: E402
-from resnet_cifar.errors import InputError  # noqa: E402
+from resnet_cifar.errors import InputError, Interrupted  # noqa: E402
 from resnet_cifar.native import library, sets  # noqa: E402
 from resnet_cifar.native.build import Unavailable  # noqa: E402
 from resnet_cifar.sweep import cluster as sweep  # noqa: E402
@@ -71,11 +73,13 @@ def fresh(clone) -> Clone:
 
 
 @pytest.fixture(scope="module")
-def cluster(clone) -> Iterator[Cluster]:
+def cluster(clone, tmp_path_factory) -> Iterator[Cluster]:
     """Three nodes, of which the first trains nothing, with room for one cell on each of the others."""
     with pytest.MonkeyPatch.context() as patch:
         for name, value in clone.environment.items():
             patch.setenv(name, value)
+        patch.setenv("TMPDIR", str(tmp_path_factory.mktemp("tmp")))  # a task that is killed leaves its folder there
+        patch.setenv("RAY_TMPDIR", tempfile.gettempdir())  # of Ray's sockets, whose paths must be short
         made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "_system_config": HEALTH})
         for _ in range(2):
             made.add_node(num_cpus=1)
@@ -309,6 +313,24 @@ def test_what_cannot_be_taken_is_taken_again_and_stops_no_other(fresh, cluster, 
     assert outcome.failed == ["resnet-1-0: refused"]
     assert "resnet-1-1: trained but not kept (runs: No space left on device)" in outcome.lines
     assert "training on CPUs, 1 a cell: no node has a GPU; RESNET_CIFAR_DEVICE=cuda waits for one" in outcome.lines
+
+
+def test_interrupted_it_takes_again_what_could_not_be_taken(fresh, cluster, monkeypatch):
+    """No node has a copy of it any more."""
+    monkeypatch.chdir(fresh.folder)
+    asked = []
+
+    def full_at_first(cell: Cell, _: RunFiles) -> str | None:
+        asked.append(str(cell))
+        return "trained but not kept" if len(asked) == 1 else None
+
+    def interrupt(line: str) -> None:
+        if "trained but not kept" in line:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(Interrupted):
+        train_here(cluster.address, *CELLS[:2], take=full_at_first, say=interrupt)
+    assert asked.count(asked[0]) == 2
 
 
 @pytest.mark.parametrize(

@@ -85,10 +85,10 @@ def train(
         flow = _Flow(tasks, cells, take, say)
         while flow.running and not stop.received:
             flow.look()
+        flow.cancel()
+        flow.take_again()  # the only copy is here
         if stop.received:
-            flow.cancel()
             raise Interrupted(stop.received)
-        flow.take_again()
         flow.report()
     return list(flow.failed.values())
 
@@ -123,7 +123,7 @@ class _Flow:
                 self._receive(sent, stream)
 
     def cancel(self) -> None:
-        """Stop the tasks that run."""
+        """Stop the tasks that still run."""
         for stream in self.running:
             ray.cancel(stream, force=True)
 
