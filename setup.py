@@ -17,10 +17,15 @@ class BuildEngine(build_py):
     """Ships what a compiler makes. Without one, and in an editable installation, compiling waits for the first use."""
 
     def run(self) -> None:
-        super().run()
         if self.editable_mode:
+            super().run()
             return
-        folder = Path(self.build_lib) / "resnet_cifar/native/lib"
+        package = Path(self.build_lib) / "resnet_cifar"
+        folder = package / "native/lib"
+        for path in package.rglob("*"):  # what an earlier build left may be gone by now, and nodes compare digests
+            if path.is_file() and path.parent != folder:
+                path.unlink()
+        super().run()
         folder.mkdir(parents=True, exist_ok=True)
         wanted = {each.name: each for each in map(Object.of, compilable(FAST))}
         for path in folder.iterdir():

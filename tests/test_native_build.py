@@ -118,14 +118,14 @@ def test_without_a_compiler(tmp_path, monkeypatch):
 @pytest.mark.usefixtures("sources")
 @pytest.mark.parametrize(
     ("command", "reason"),
-    [("{}", r"\S+/compiler cannot be started \(Exec format error\)"), ("'{}", r"CXX is no command \(No closing .+\)")],
+    [("{}", r".+/compiler cannot be started \(Exec format error\)"), ("'", r"CXX is no command \(No closing .+\)")],
 )
 def test_a_compiler_that_cannot_be_started_is_told(tmp_path, monkeypatch, command, reason):
     """As one of another kind of machine."""
     path = tmp_path / "compiler"
     path.write_bytes(b"\x7fELF of another machine")
     path.chmod(0o755)
-    monkeypatch.setenv("CXX", command.format(path))
+    monkeypatch.setenv("CXX", command.format(shlex.quote(str(path))))
     with pytest.raises(Unavailable, match=f"^{reason}$"):
         load(None, print)
     assert cached(tmp_path) == []
@@ -141,9 +141,9 @@ def test_an_error_of_the_compiler_is_told(sources, tmp_path):
 def test_two_processes_compile_it_once(sources, tmp_path, monkeypatch):
     compiler = tmp_path / "compiler"
     real = shlex.join(build._compiler())
-    compiler.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/calls\nsleep 0.2\nexec {real} "$@"\n')
+    compiler.write_text(f'#!/bin/sh\necho "$@" >> {shlex.quote(f"{tmp_path}/calls")}\nsleep 0.2\nexec {real} "$@"\n')
     compiler.chmod(0o755)
-    monkeypatch.setenv("CXX", str(compiler))
+    monkeypatch.setenv("CXX", shlex.quote(str(compiler)))
     monkeypatch.setenv("PYTHONPATH", str(ROOT / "src"))
     code = f"""
 from pathlib import Path
@@ -257,9 +257,12 @@ def test_the_wheel_ships_objects_and_sources(tmp_path, compiler):
     write_sources(package / "native/cpp")
     (package / "native/cpp/folder").mkdir()
     (package / "native/cpp/folder/new.h").touch()
+    for left in ("old.py", "native/cpp/old.h", "native/lib/old.so"):  # by an earlier build
+        (tmp_path / "made/resnet_cifar" / left).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "made/resnet_cifar" / left).touch()
     environment = os.environ | ({} if compiler else {"PATH": str(tmp_path)})
     environment.pop("CXX", None)
-    command = [sys.executable, "setup.py", "--quiet", "bdist_wheel"]
+    command = [sys.executable, "setup.py", "--quiet", "build", "--build-lib", "made", "bdist_wheel"]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     (wheel,) = (tmp_path / "dist").iterdir()
@@ -273,3 +276,4 @@ def test_the_wheel_ships_objects_and_sources(tmp_path, compiler):
     assert "resnet_cifar/pretrained/resnet-3-0.safetensors" in weights
     shipped = {file.partition("/cpp/")[2] for file in files if "/native/cpp/" in file}
     assert shipped == {"engine.cpp", "cpu.cpp", "exports.map", "folder/new.h"}
+    assert "resnet_cifar/old.py" not in files
