@@ -102,14 +102,15 @@ int rc_create(int residual, int n, int classes, int max_batch, rc_network** out)
   *out = nullptr;
   if (residual < 0 || residual > 1 || n < 1 || n > 1000) return RC_BAD_ARGUMENT;
   if (classes < 2 || classes > kColumns || max_batch < 1 || max_batch > Pool::kMaxItems) return RC_BAD_ARGUMENT;
-  Network* net = create_network(residual, n, classes, max_batch, g_threads.load());
-  if (!net) return RC_NO_MEMORY;
-  *out = static_cast<rc_network*>(net);
+  rc_network* network = new (std::nothrow) rc_network();
+  if (!network || !reserve_network(*network, residual, n, classes, max_batch, g_threads.load())) {
+    delete network;
+    return RC_NO_MEMORY;
+  }
+  *out = network;
   return RC_OK;
 }
-void rc_destroy(rc_network* network) {
-  if (network) destroy_network(network);
-}
+void rc_destroy(rc_network* network) { delete network; }
 int64_t rc_weight_count(const rc_network* network) { return network ? (int64_t)network->weight_count : 0; }
 int64_t rc_statistic_count(const rc_network* network) { return network ? network->statistic_count() : 0; }
 

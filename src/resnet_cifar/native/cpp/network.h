@@ -124,6 +124,9 @@ struct Network {
   ThreadBuffers* threads[Pool::kMaxThreads];
   Arena arena;
 
+  ~Network() {
+    for (int i = 0; i < thread_count; i++) delete threads[i];
+  }
   const Layer& stem() const { return layers[0]; }
   Layer& first_layer(int block) { return layers[1 + 2 * block]; }
   Layer& second_layer(int block) { return layers[2 + 2 * block]; }
@@ -197,27 +200,18 @@ bool reserve_threads(Network& net, int threads) {
   }
   return true;
 }
-void destroy_network(Network* net) {
-  for (int i = 0; i < net->thread_count; i++) delete net->threads[i];
-  delete net;
-}
-// Null: no memory
-Network* create_network(bool residual, int n, int classes, int max_batch, int threads) {
-  Network* net = new (std::nothrow) Network();
-  if (!net) return nullptr;
-  net->residual = residual;
-  net->n = n;
-  net->classes = classes;
-  net->max_batch = max_batch;
-  net->block_count = 3 * n;
-  net->layer_count = 1 + 6 * n;
-  net->place();
-  if (net->arena.reserve() && reserve_threads(*net, threads)) {
-    net->place();
-    return net;
-  }
-  destroy_network(net);
-  return nullptr;
+// False: no memory
+bool reserve_network(Network& net, bool residual, int n, int classes, int max_batch, int threads) {
+  net.residual = residual;
+  net.n = n;
+  net.classes = classes;
+  net.max_batch = max_batch;
+  net.block_count = 3 * n;
+  net.layer_count = 1 + 6 * n;
+  net.place();
+  if (!net.arena.reserve() || !reserve_threads(net, threads)) return false;
+  net.place();
+  return true;
 }
 
 // ---- Division of work
