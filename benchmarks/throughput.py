@@ -271,6 +271,7 @@ def rows(recipe: Recipe, data: Dataset, computer: Computer, seconds: float) -> I
     measure(made, seconds)
     usual = made[0].seconds_per_iteration
     bandwidth = copy_bandwidth(computer.device)
+    rates = {dtype: matrix_rate(computer.device, dtype) for dtype in {DTYPES[way.precision] for way in made}}
     for way in made:
         dtype = DTYPES[way.precision]
         each = way.seconds_per_iteration
@@ -289,9 +290,7 @@ def rows(recipe: Recipe, data: Dataset, computer: Computer, seconds: float) -> I
             "percent_of_copy_bandwidth": round(
                 100 * traffic(recipe.n, recipe.batch_size, dtype.itemsize) / each / bandwidth, 1
             ),
-            "percent_of_matrix_rate": round(
-                100 * flops(recipe.n, recipe.batch_size) / each / matrix_rate(computer.device, dtype), 1
-            ),
+            "percent_of_matrix_rate": round(100 * flops(recipe.n, recipe.batch_size) / each / rates[dtype], 1),
         }
 
 
