@@ -57,6 +57,12 @@ def _deterministic() -> None:
     determinism.configure(torch.device("cpu"), 1)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _dvcs_own_files(tmp_path_factory) -> None:
+    """Go where pytest's do, and not below /var/tmp, where nothing would remove them."""
+    os.environ["DVC_SITE_CACHE_DIR"] = str(tmp_path_factory.mktemp("site"))
+
+
 def compose_to(path: Path, conf: Path, *overrides: str) -> None:
     """Write params.yaml as `dvc exp run` does."""
     from dvc.utils.hydra import compose_and_dump  # here, so that tests/test_cuda.py runs where DVC is not

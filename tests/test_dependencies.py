@@ -243,7 +243,7 @@ def test_nothing_else_is_imported_with_a_command(name):
     )
     environment = os.environ | {"PYTHONPATH": str(ROOT / "src")}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    loaded = {Path(line).relative_to(PACKAGE).as_posix() for line in done.stdout.split()}
+    loaded = {Path(line).relative_to(PACKAGE).as_posix() for line in done.stdout.splitlines()}
     assert loaded <= closure(ROOT / f"stages/{name}.py")
 
 
@@ -282,4 +282,4 @@ print(*(m.__file__ for n, m in sys.modules.items() if n.startswith("resnet_cifar
     done = subprocess.run([sys.executable, "-c", code, script], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "runs/resnet-1-0/weights.safetensors").exists()
-    assert {Path(line).relative_to(PACKAGE).as_posix() for line in done.stdout.split()} <= closure(Path(script))
+    assert {Path(line).relative_to(PACKAGE).as_posix() for line in done.stdout.splitlines()} <= closure(Path(script))

