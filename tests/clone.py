@@ -45,7 +45,7 @@ class Clone:
         self.run("git", "config", "user.name", "test")
         self.run("git", "config", "commit.gpgsign", "false")
         self.run("git", "config", "core.hooksPath", "/dev/null")
-        write_tiny_cifar10(folder / "data/raw")
+        write_tiny_cifar10(folder / "data/raw", test=20)
         self.dvc("commit", "--force", "download")
         self.save()
 
@@ -107,10 +107,13 @@ class Clone:
         """The stages that `dvc repro` would run first; those behind them follow if what they leave is another."""
         return ran(self.dvc("repro", "--dry"))
 
-    def changed(self, stage: str) -> set[str]:
-        """The dependencies of a stage that are not what they were when it ran."""
-        found = json.loads(self.dvc("status", "--json", stage)).get(stage, [])
-        return {path for change in found for path in change.get("changed deps", {})}
+    def changed(self, *stages: str) -> dict[str, set[str]]:
+        """The dependencies of each stage that are not what they were when it ran."""
+        found = json.loads(self.dvc("status", "--json", *stages))
+        return {
+            stage: {path for change in found.get(stage, []) for path in change.get("changed deps", {})}
+            for stage in stages
+        }
 
     @contextmanager
     def edited(self, names: Iterable[str], text: str = "\n# an edit\n") -> Iterator[None]:

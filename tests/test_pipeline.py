@@ -69,10 +69,8 @@ def test_an_edit_that_changes_no_byte_makes_nothing_stale(clone):
 def test_an_edit_of_each_file_that_decides_bytes_makes_its_stage_stale(clone):
     names = {stage: {f"{PACKAGE}/{name}" for name in DECIDING[stage]} for stage in DECIDING}
     with clone.edited(sorted(set().union(*names.values()))):
-        assert clone.changed(CELL) == names["train"]
-        assert clone.changed("evaluate@resnet-1-0") == names["evaluate"]
-        assert clone.changed("preprocess") == names["preprocess"]
-        assert clone.changed("report") == names["report"]
+        stages = {"train": CELL, "evaluate": "evaluate@resnet-1-0", "preprocess": "preprocess", "report": "report"}
+        assert clone.changed(*stages.values()) == {stages[name]: names[name] for name in stages}
     assert len(names["train"]) == len(NUMERICS) > 15
 
 

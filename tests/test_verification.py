@@ -274,7 +274,6 @@ def test_of_a_run_of_several_machines_those_are_compared_that_computed_the_stret
 
 DAMAGES = {
     "none": ("", ""),
-    "a constant": ("momentum(splat(sgd.momentum))", "momentum(splat(sgd.momentum * 1.0000001f))"),
     "the order of a sum": (
         "fma(momentum, load(a.velocity + i), fma(decay, load(a.weights + i), load(a.gradient + i)))",
         "fma(decay, load(a.weights + i), fma(momentum, load(a.velocity + i), load(a.gradient + i)))",

@@ -74,13 +74,13 @@ def test_what_is_pretrained_is_seed_0_of_the_published_study():
 
 
 @pytest.mark.skipif(not DATA.is_file(), reason="needs the data set: dvc repro preprocess")
-@pytest.mark.parametrize(("name", "errors"), [("resnet20", 74), ("resnet32", 73), ("resnet44", 74), ("resnet56", 71)])
+@pytest.mark.parametrize(("name", "errors"), [("resnet20", 37), ("resnet32", 43), ("resnet44", 34), ("resnet56", 39)])
 def test_a_pretrained_network_makes_the_published_errors(name, errors):
-    """By PyTorch, among the first thousand images; the native engine found as many, and those of the table in all."""
+    """By PyTorch, among the first 500 images; the native engine found as many, and those of the table in all."""
     test = load(DATA).test
     model = timm.create_model(f"{name}_cifar10", pretrained=True).eval()
     with torch.inference_mode():
-        batches = zip(test.images[:1000].split(100), test.labels[:1000].split(100), strict=True)
+        batches = zip(test.images[:500].split(100), test.labels[:500].split(100), strict=True)
         assert sum(int((model(pixels / 255).argmax(1) != labels).sum()) for pixels, labels in batches) == errors
 
 
