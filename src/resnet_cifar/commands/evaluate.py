@@ -14,9 +14,9 @@ EPILOG = f"""\
 example:
   python stages/evaluate.py --cells resnet-3-0 resnet-9-4    ResNet-20 with seed 0 and ResNet-56 with seed 4
 
-A cell is NET-N-SEED: its network has 6N+2 layers. The logits are computed in fp32
-from runs/<cell>/weights.safetensors, by the native engine if run.json beside it says that it trained the cell; where
-there is none, if that engine can be used on this device. The layers' responses are PyTorch's, in float64.
+A cell is NET-N-SEED: its network has 6N+2 layers. The logits are computed in fp32 from
+runs/<cell>/weights.safetensors, by the native engine if run.json beside it says that it trained the cell; where there
+is none, if that engine can be used on this device. The layers' responses are PyTorch's, in float64.
 
 {settings.explain("RESNET_CIFAR_DEVICE", "RESNET_CIFAR_SIMD", "RESNET_CIFAR_THREADS")}"""
 
