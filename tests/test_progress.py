@@ -1,9 +1,7 @@
 """Progress: what cannot be told stops no work."""
 
-import fcntl
 import os
 import pty
-import struct
 import subprocess
 import sys
 import termios
@@ -81,7 +79,7 @@ def test_no_stderr_at_all_stops_no_work():
 )
 def test_a_bar_fits_the_terminal_and_is_removed_where_something_else_is_to_be_printed(columns, shown):
     ours, its = pty.openpty()
-    fcntl.ioctl(its, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    termios.tcsetwinsize(its, (24, columns))
     subprocess.run([sys.executable, "-X", "utf8", "-c", BAR], stderr=its, check=True)
     os.close(its)
     before, bar, after = os.read(ours, 1000).decode().split("\r")
