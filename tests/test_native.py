@@ -5,6 +5,7 @@ import json
 import multiprocessing
 import platform
 import threading
+import time
 from contextlib import suppress
 from dataclasses import replace
 
@@ -521,7 +522,8 @@ def test_of_two_callers_one_is_told_so(library):
     other = threading.Thread(target=keep_calling)
     other.start()
     try:
-        while not refused:
+        deadline = time.monotonic() + 60
+        while not refused and time.monotonic() < deadline:
             state = make_state(1)
             try:
                 train(network, state, images, make_batches(1, BATCH))
