@@ -4,6 +4,7 @@ import dataclasses
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import TypeVar
@@ -119,6 +120,12 @@ def tiny_study() -> Study:
             "cells": {"net": ["resnet"], "n": [1], "seed": [0]},
         }
     )
+
+
+def as_dvc(stage: str, *command: str) -> list[str]:
+    """The command line of a process that starts a stage's command as DVC does."""
+    start = f"import os, subprocess, sys; subprocess.run(sys.argv[1:], env=os.environ | {{'DVC_STAGE': {stage!r}}})"
+    return [sys.executable, "-c", start, *command]
 
 
 def drain(turns: Generator[object, None, Returned]) -> Returned:

@@ -115,6 +115,17 @@ def test_a_device_that_fails_is_one_sentence(session, tiny_data, folder, monkeyp
         evaluator(tiny_data).evaluate(CELL, session.runs, folder)
 
 
+@pytest.mark.usefixtures("trained")
+def test_interrupted_it_has_written_neither_file(session, tiny_data, folder, monkeypatch):
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("resnet_cifar.results.layer_responses", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        evaluator(tiny_data).evaluate(CELL, session.runs, folder)
+    assert not folder.exists()
+
+
 @pytest.mark.parametrize("change", [{"seed": 1}, {"net": "plain"}])
 def test_weights_of_another_cell_are_refused(session, trained, tiny_data, folder, change):
     """A plain network has the residual one's tensors: only the metadata tells them apart."""

@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from conftest import ROOT, committed
+from conftest import ROOT, as_dvc, committed
 from PIL import Image
 from tiny import FILES, write_tiny_cifar10
 
@@ -321,6 +321,24 @@ def test_a_complete_archive_that_was_not_yet_stored_is_used(tiny, serve, out, pa
     assert len(server.ranges) == 1
 
 
+def test_a_complete_archive_needs_no_connection(tiny, out, partial, monkeypatch):
+    monkeypatch.setattr(official, "ARCHIVE_BYTES", tiny.python.stat().st_size)
+    partial.mkdir(parents=True)
+    shutil.copy(tiny.python, partial)
+    download(out, partial)
+    assert content(out) == tiny.files
+
+
+def test_an_archive_that_is_damaged_in_its_whole_length_is_fetched_again(tiny, serve, out, partial, monkeypatch):
+    server = serve()
+    monkeypatch.setattr(official, "ARCHIVE_BYTES", tiny.python.stat().st_size)
+    partial.mkdir(parents=True)
+    (partial / "cifar-10-python.tar.gz").write_bytes(bytes(official.ARCHIVE_BYTES))
+    download(out, partial)
+    assert content(out) == tiny.files
+    assert server.ranges == [None]
+
+
 def test_a_damaged_part_is_thrown_away_and_fetched_again(tiny, serve, out, partial):
     server = serve()
     partial.mkdir(parents=True)
@@ -611,6 +629,23 @@ def test_the_stage_says_what_is_wrong_in_one_line(tmp_path):
     assert result.returncode == 1
     assert result.stderr.startswith(f"error: CIFAR10_SOURCE={tmp_path}/nothing cannot be used: there is no such file")
     assert result.stderr.count("\n") == 1
+    assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's word of a parent's death")
+def test_killed_dvc_takes_its_download_along(tmp_path):
+    """The next `dvc repro` would begin a second one, into the same file."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        silent.settimeout(60)
+        proxy = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        environment = os.environ | dict.fromkeys(("http_proxy", "https_proxy", "HTTPS_PROXY"), proxy)
+        command = as_dvc("download", sys.executable, str(ROOT / "stages/download.py"))
+        dvc = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE)
+        connection, _ = silent.accept()  # the download has begun, and nothing comes
+        dvc.kill()
+        _, errors = dvc.communicate()  # the download's end of the pipe is closed, too
+        connection.close()
+    assert b"left for the npm package" not in errors
 
 
 def test_a_relative_source_that_is_not_there_is_said_with_the_folder_it_was_looked_for_in(tmp_path):

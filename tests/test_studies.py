@@ -4,6 +4,7 @@ import copy
 import fcntl
 import hashlib
 import inspect
+import os
 import re
 import shutil
 import signal
@@ -302,6 +303,15 @@ def test_killed_it_takes_what_runs_along_which_holds_the_lock_until_it_has_saved
 
 
 # ---- Refused
+
+
+@pytest.mark.usefixtures("clone")
+def test_a_new_file_whose_name_is_not_utf8_is_a_change_too():
+    new = Path(os.fsdecode(b"caf\xe9.txt"))
+    new.touch()
+    with pytest.raises(InputError, match=r"not committed \(caf.\.txt\)"):
+        keep("tiny", None, silent)
+    new.unlink()
 
 
 def test_a_checkout_with_changes_is_refused(clone):

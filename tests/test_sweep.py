@@ -158,6 +158,16 @@ def test_a_dry_run_lists_the_cells_and_changes_nothing(made, enter, said, capsys
     assert clone.run("git", "status", "--porcelain").stdout == ""
 
 
+def test_a_dry_run_on_a_device_that_another_process_fills_is_one_sentence(made, enter, said, monkeypatch):
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 MiB.")
+
+    enter(made)
+    monkeypatch.setattr(run, "estimate", full)
+    with pytest.raises(InputError, match=r"^cpu has not enough memory or fails \(CUDA out of memory"):
+        run.dry_run(settings.read(), said.append)
+
+
 def test_trains_and_records_what_plain_repro_would(clone):
     assert {"resnet-1-0: recorded, 1 of 2", "resnet-1-1: recorded, 2 of 2"} <= set(clone.lines)
     assert clone.would_run() == ["evaluate@resnet-1-0", "evaluate@resnet-1-1", "report"]

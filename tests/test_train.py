@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, advance, changed, make_session, needs_native, write_tiny_dataset
+from conftest import ROOT, advance, as_dvc, changed, make_session, needs_native, write_tiny_dataset
 
 from resnet_cifar import progress
 from resnet_cifar.cells import Cell, run_files
@@ -654,15 +654,12 @@ def test_killed_dvc_takes_its_training_along_and_the_state_stays(checkout, compo
     """The next `dvc repro` would find a second trainer else, or delete what the first one trained to its end."""
     shorter = "train.iterations=1000", "train.batch_size=16", "train.milestones=[20]"
     (tmp_path / "params.yaml").write_text(compose("model.n=1", "train.seeds=0", *shorter))
-    start = "import os, subprocess, sys; subprocess.run(sys.argv[1:], env=os.environ | {'DVC_STAGE': 'train'})"
     command = [sys.executable, str(ROOT / "stages/train.py"), "--data", str(checkout / "data/cifar10.safetensors")]
     if shell:
         command = ["sh", "-c", f"{shlex.join(command)}; exit $?"]
     environment = {name: value for name, value in os.environ.items() if name != "DVC_STAGE"}
     environment["RESNET_CIFAR_SAVE_EVERY"] = "0.05"
-    dvc = subprocess.Popen(
-        [sys.executable, "-c", start, *command], cwd=tmp_path, env=environment, stderr=subprocess.PIPE
-    )
+    dvc = subprocess.Popen(as_dvc("train", *command), cwd=tmp_path, env=environment, stderr=subprocess.PIPE)
     while dvc.poll() is None and not list((tmp_path / "scratch").glob("*/*.safetensors")):
         time.sleep(0.005)
     dvc.kill()

@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import errno
 import os
 import re
 import shutil
@@ -134,6 +135,21 @@ def test_a_network_without_memory_for_it_is_not_compared(verify, monkeypatch):
     assert outcome.verdict is Verdict.NOT_COMPARED
     sentence = "resnet-1-0 cannot be compared now: There is not enough memory for a network of 8 layers."
     assert outcome.sentence == sentence
+
+
+def test_a_disk_that_is_full_is_no_difference(verify, monkeypatch):
+    turn = CellRun.turn
+
+    def full(self: CellRun) -> object:
+        if self.cell == CELL:
+            raise OSError(errno.ENOSPC, "No space left on device", "scratch/state")
+        return turn(self)
+
+    monkeypatch.setattr(CellRun, "turn", full)
+    outcome, other = verify(CELL, PLAIN)
+    assert outcome.verdict is Verdict.NOT_COMPARED
+    assert outcome.sentence == "resnet-1-0 cannot be compared now: scratch/state: No space left on device."
+    assert other.verdict is Verdict.SAME
 
 
 def test_it_says_first_how_long_it_takes(verify):

@@ -3,9 +3,9 @@
 from pathlib import Path
 
 import numpy as np
+import torch
 from safetensors import SafetensorError
-from safetensors.numpy import save
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save
 
 from resnet_cifar import checkpoint, evaluation
 from resnet_cifar.cells import Cell, run_files
@@ -107,19 +107,20 @@ class Evaluator:
         if not all(np.isfinite(each).all() for each in logits.values()):
             raise InputError(f"{path} gives logits that are not finite: train {cell} again.")
         measured = {name: evaluation.measure(logits[name], split.labels.numpy()) for name, split in splits.items()}
-        metrics_file, predictions_file = _files(results, cell)
-        metrics_file.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(predictions_file, save({f"{name}_logits": each for name, each in logits.items()}))
+        predictions = {f"{name}_logits": torch.from_numpy(each) for name, each in logits.items()}
         result = Result(
             cell=cell.name,
             parameters=sum(parameter.numel() for parameter in model.parameters()),
             weights_sha256=weights,
             data_sha256=self.data_digest,
-            predictions_sha256=digest(load_file(predictions_file)),
+            predictions_sha256=digest(predictions),
             arithmetic=arithmetic,
             responses=layer_responses(model, self.data.test),
             **measured,
         )
+        metrics_file, predictions_file = _files(results, cell)
+        metrics_file.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(predictions_file, save(predictions))
         write_whole(metrics_file, result.content())
         return result
 

@@ -11,7 +11,7 @@ from itertools import groupby
 from pathlib import Path
 
 from resnet_cifar.cells import Cell, run_files
-from resnet_cifar.errors import InputError, Interrupted, ReportedError
+from resnet_cifar.errors import InputError, Interrupted, ReportedError, in_one_line
 from resnet_cifar.numerics.run import DivergedError
 from resnet_cifar.params import Study
 from resnet_cifar.progress import Progress, Say, clock
@@ -209,13 +209,12 @@ class _Comparison:
         trained = 0
         try:
             run = CellRun(self.session, cell)
-        except ReportedError as error:  # another process trains it, or there is not enough memory
-            sentence = f"{cell} cannot be compared now: {str(error).rstrip('.')}."
-            finding = Finding(cell, Verdict.NOT_COMPARED, sentence)
-        else:
             self.locks.callback(run.lock.release)
             finding = self._train(run, published)
             trained = min(run.run.iteration, self.last)
+        except (ReportedError, OSError) as error:  # another process trains it, or there is no memory or disk for it
+            sentence = f"{cell} cannot be compared now: {in_one_line(error)}."
+            finding = Finding(cell, Verdict.NOT_COMPARED, sentence)
         self.before += trained
         self.progress.total -= self.last - trained
         self.progress.clear()

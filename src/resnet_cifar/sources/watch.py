@@ -52,7 +52,7 @@ def watch(
     size : callable
         Returns the bytes that are here.
     work : callable
-        What to do; it may raise :class:`SourceError`.
+        What to do.
     stop : callable
         Ends the work; called in any case.
     limits : Limits
@@ -61,7 +61,9 @@ def watch(
     Raises
     ------
     SourceError
-        If the limits are not kept or the work raised it.
+        If the limits are not kept.
+    Exception
+        Whatever the work raised.
     """
     failure: list[Exception] = []
 

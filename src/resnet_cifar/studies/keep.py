@@ -195,7 +195,8 @@ def _read(lock: Path) -> dict[str, Any]:
 
 
 def _git(folder: Path, *arguments: str) -> str:
-    done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True)
+    command = ["git", *arguments]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, errors="surrogateescape")
     if done.returncode:
         said = " ".join((done.stderr or done.stdout).split())
         raise InputError(f"`git {' '.join(arguments)}` failed ({said}): a study is made in a git checkout.")

@@ -216,7 +216,8 @@ def dry_run(settings: Settings, say: Say) -> None:
         return
     devices = local.devices(settings)
     computer = Computer(replace(settings, device=devices[0]), say)
-    seconds = estimate(computer, study, plan.stale, study.train.iterations, settings.pack, len(devices))
+    with machine.usable(computer.device):
+        seconds = estimate(computer, study, plan.stale, study.train.iterations, settings.pack, len(devices))
     print(f"{_count(plan.stale)} would be trained: {_names(plan.stale)}")
     there = f"{len(devices)} x {machine.device_name(computer.device)}"
     print(f"in about {clock(seconds)} on {there}, if from the beginning")
