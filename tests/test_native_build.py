@@ -72,7 +72,7 @@ def test_it_is_compiled_once_and_says_so(tmp_path, monkeypatch):
     assert len(said) == 1
     assert cached(tmp_path) == [first.path.name]
     assert (first.set, first.bits) == ("stub", 7)
-    assert first.path.name == f"{sets.runnable()[0].name}-{first.digest}.so"
+    assert re.fullmatch(rf"{sets.runnable()[0].name}-[0-9a-f]{{16}}\.so", first.path.name)
 
 
 @pytest.mark.parametrize("edit", ["engine.cpp", "cpu.cpp", "exports.map", "new.h", "folder/new.h"])
@@ -82,7 +82,7 @@ def test_an_edit_is_another_library(sources, tmp_path, edit):
     with (sources / edit).open("a") as file:
         file.write("\n")
     after = load(None, print)
-    assert after.digest != before.digest
+    assert after.path.name != before.path.name
     assert cached(tmp_path) == sorted([before.path.name, after.path.name])
 
 

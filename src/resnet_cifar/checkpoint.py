@@ -1,6 +1,8 @@
 """Trained networks read from their files, strictly. What the files hold is written by :mod:`numerics.weights`."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,18 @@ from resnet_cifar.numerics.models import Architecture, CifarResNet
 from resnet_cifar.numerics.weights import KEY
 
 TENSORS_PER_BLOCK = 12  # two convolutions, and scale, shift, mean, variance and counter of two batch normalisations
+
+
+def cell_of(path: Path) -> Cell:
+    """The cell that a checkpoint names.
+
+    Raises
+    ------
+    InputError
+        If the file is missing, unreadable or without the metadata of a checkpoint.
+    """
+    with _opened(path) as (cell, _):
+        return cell
 
 
 def read(path: Path) -> tuple[Cell, dict[str, Tensor]]:
@@ -32,6 +46,13 @@ def read(path: Path) -> tuple[Cell, dict[str, Tensor]]:
     InputError
         If the file is missing, unreadable or without the metadata of a checkpoint.
     """
+    with _opened(path) as (cell, file):
+        return cell, {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[Cell, Any]]:
+    """A checkpoint's cell, and the file to read tensors from."""
     try:
         check_readable(path)
         with safe_open(path, "pt") as file:
@@ -39,7 +60,7 @@ def read(path: Path) -> tuple[Cell, dict[str, Tensor]]:
             if set(fields) != {"net", "n", "seed"}:
                 raise ValueError("its metadata does not consist of net, n and seed")
             cell = Cell.parse(f"{fields['net']}-{fields['n']}-{fields['seed']}")
-            return cell, {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+            yield cell, file
     except FileNotFoundError:
         raise InputError(
             f"{path} does not exist: train it, or fetch what dvc.lock names with `dvc pull train`."

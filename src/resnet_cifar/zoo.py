@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from resnet_cifar.cells import Cell
-from resnet_cifar.checkpoint import read
+from resnet_cifar.checkpoint import cell_of
 from resnet_cifar.errors import InputError
 from resnet_cifar.numerics.models import WIDTHS, Architecture, BatchNorm, CifarResNet, check_images
 
@@ -194,7 +194,7 @@ def _check(state: dict[str, Tensor], model: TimmCifarResNet) -> dict[str, Tensor
 
 def _cell_of(file: Path) -> Cell | None:
     try:
-        return read(file)[0]
+        return cell_of(file)
     except InputError:
         return None
 

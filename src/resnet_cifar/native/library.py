@@ -68,17 +68,14 @@ class Library:
         Its instruction set.
     bits : int
         The version of its arithmetic: equal numbers give equal bytes, whatever the set.
-    digest : str
-        Of what it was built from.
     path : Path
-        The shared object.
+        The shared object, named by the set and the digest of what it was built from.
     functions : ctypes.CDLL
         The functions of cpp/engine.h with their types.
     """
 
     set: str
     bits: int
-    digest: str
     path: Path
     functions: ctypes.CDLL
 
@@ -125,7 +122,7 @@ def _library(each: Set, say: Say) -> Library:
         raise Unavailable(f"{path} was built from other sources")
     if not functions.rc_supported():
         raise Unavailable(f"this machine does not run {each.name}")
-    return Library(functions.rc_set().decode(), functions.rc_bits(), wanted.digest, path, functions)
+    return Library(functions.rc_set().decode(), functions.rc_bits(), path, functions)
 
 
 def _open(wanted: Object, say: Say) -> tuple[Path, ctypes.CDLL]:

@@ -10,8 +10,7 @@ from resnet_cifar.cells import DATA, RUNS, Cell, RunFiles, run_files
 from resnet_cifar.errors import InputError
 from resnet_cifar.files import sha256
 from resnet_cifar.params import Study
-from resnet_cifar.training import record
-from resnet_cifar.training.engines import code_digest, difference_of_code
+from resnet_cifar.training.engines import code_digest, read_run
 from resnet_cifar.training.record import Question, Record, RecordError
 
 FILES = ("weights", "history", "record")
@@ -53,10 +52,7 @@ class Checkout:
             )
 
     def read_run(self, cell: Cell, files: RunFiles) -> Record:
-        """Read a run of ``cell`` that may be recorded here.
-
-        It may come from another machine, but not from other code: see
-        :func:`~resnet_cifar.training.engines.difference_of_code`.
+        """Read a run of ``cell`` that may be recorded here: see :func:`~resnet_cifar.training.engines.read_run`.
 
         Raises
         ------
@@ -64,10 +60,7 @@ class Checkout:
             If it may not, in words.
         """
         question = Question(cell=cell.name, parameters=self.study.recipe(cell).digest, data=self.data)
-        found = record.read_answer(files, question)
-        if reason := difference_of_code(found.arithmetic, self.code):
-            raise RecordError(reason)
-        return found
+        return read_run(files, question, self.code)
 
     def engine(self, cell: Cell) -> str | None:
         """The engine of the cell's finished run in ``runs/``; None if there is none."""

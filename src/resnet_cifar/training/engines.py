@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from resnet_cifar import machine, numerics
+from resnet_cifar.cells import RunFiles
 from resnet_cifar.files import sha256_of
 from resnet_cifar.native import library
 from resnet_cifar.native.engine import NativeEngine, native_can
@@ -21,7 +22,8 @@ from resnet_cifar.numerics.graph import GraphEngine
 from resnet_cifar.numerics.protocol import Recipe
 from resnet_cifar.progress import Say
 from resnet_cifar.settings import Settings
-from resnet_cifar.training.record import Arithmetic, Circumstances
+from resnet_cifar.training import record
+from resnet_cifar.training.record import Arithmetic, Circumstances, Question, Record, RecordError
 
 
 class Computer:
@@ -119,15 +121,24 @@ class Computer:
         return name if self.device.type == "cuda" else f"{name} ({torch.backends.cpu.get_cpu_capability()})"
 
 
-def difference_of_code(arithmetic: Arithmetic, code: str) -> str | None:
-    """Why what was computed like this is not this code's, in words; None if it is.
+def read_run(files: RunFiles, question: Question, code: str) -> Record:
+    """Read a finished run that answers ``question`` and comes from this code.
 
     Wherever it was computed: the native engine's bytes are the same everywhere, and torch's belong in one table if they
     come from the same ``code``.
+
+    Raises
+    ------
+    RecordError
+        If it is none, or that of another question or of other code, in words.
     """
-    if arithmetic.engine == NativeEngine.name:
-        return arithmetic.difference(native_arithmetic())
-    return arithmetic.difference(arithmetic.model_copy(update={"code": code}))
+    found = record.read_answer(files, question)
+    arithmetic = found.arithmetic
+    native = arithmetic.engine == NativeEngine.name
+    this = native_arithmetic() if native else arithmetic.model_copy(update={"code": code})
+    if reason := arithmetic.difference(this):
+        raise RecordError(reason)
+    return found
 
 
 def load_native(settings: Settings, say: Say) -> Library:

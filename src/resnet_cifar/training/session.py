@@ -11,9 +11,9 @@ from resnet_cifar.native.engine import NativeEngine, native_can
 from resnet_cifar.params import Study
 from resnet_cifar.progress import Say
 from resnet_cifar.settings import Settings
-from resnet_cifar.training import record, states
-from resnet_cifar.training.engines import Computer, difference_of_code
-from resnet_cifar.training.record import Arithmetic, Question
+from resnet_cifar.training import states
+from resnet_cifar.training.engines import Computer, read_run
+from resnet_cifar.training.record import Arithmetic, Question, RecordError
 
 
 class Session:
@@ -77,7 +77,6 @@ class Session:
     def _engine(self, cell: Cell) -> str | None:
         """That of the cell's finished run; None if there is none of this code."""
         try:
-            found = record.read_answer(run_files(self.runs, cell), self.question(cell)).arithmetic
-        except record.RecordError:
+            return read_run(run_files(self.runs, cell), self.question(cell), self.computer.code).arithmetic.engine
+        except RecordError:
             return None
-        return None if difference_of_code(found, self.computer.code) else found.engine
