@@ -51,7 +51,7 @@ def add_to(commands: Any) -> None:
     )
     parser.add_argument("--all", action="store_true", help="every cell of params.yaml")
     parser.add_argument(
-        "--iterations", type=int, metavar="K", help="go on to the last evaluation within K (default: the first of all)"
+        "--iterations", type=int, metavar="K", help="go on to the last evaluation within K (default: the first one)"
     )
     parser.set_defaults(run=_run)
 

@@ -58,9 +58,11 @@ def metrics_md(study: Study, outcome: Outcome, speed: pd.DataFrame | None) -> st
             "## Speed\n\nThe training step beside the usual loop (a DataLoader, torchvision's transforms, an eager "
             "network), as `python benchmarks/throughput.py` measured them; of each device the newest figures. The "
             "ratio is to the nearest fp32 loop above, with which a way took turns in one measurement. Several "
-            "networks at once: all their images, and the seconds that one network's 64,000 iterations come to. Last "
-            "two columns: bytes of an ideally fused step and FLOPs of direct convolutions, as shares of what the "
-            "device copies and multiplies in the same precision.",
+            "networks at once: all their images, and the seconds that one network's 64,000 iterations come to. On a "
+            "GPU the fp32 loop has TF32 in its convolutions, which is PyTorch's default; this step has none. Last two "
+            "columns: bytes of an ideally fused step and FLOPs of direct convolutions, as shares of what the device "
+            "copies and multiplies in the same precision, without TF32; most of the native engine's convolutions need "
+            "a quarter of the multiplications of direct ones, so that its share may exceed 100.",
             _speed_table(speed),
         ]
     return "\n\n".join(part for part in parts if part) + "\n"
