@@ -1122,6 +1122,20 @@ def test_the_readmes_sentences_have_the_reports_numbers(tmp_path):
         assert words.format(*gains) in text
 
 
+def test_the_readme_says_how_strongly_the_outliers_layers_respond(tmp_path):
+    text = " ".join((ROOT / "README.md").read_text().split())
+    assert "Layers 15 to 27 of the trained network respond about half as strongly as in the other runs" in text
+    for name, stage in yaml.safe_load(committed("dvc.lock"))["stages"].items():
+        for out in stage["outs"] if name.startswith("evaluate@resnet-9-") else []:
+            fetch(out["md5"], tmp_path / out["path"])
+    strength = {
+        path.parent.name: np.mean(json.loads(path.read_text())["responses"][14:27])
+        for path in tmp_path.glob("results/*/metrics.json")
+    }
+    outlier = strength.pop("resnet-9-3")
+    assert outlier / np.mean(list(strength.values())) == pytest.approx(0.5, abs=0.05)
+
+
 def test_the_readme_says_what_the_degradation_study_found():
     text = " ".join((ROOT / "README.md").read_text().split())
     folder = ROOT / "reports/studies/degradation"
