@@ -3,7 +3,10 @@
 import ctypes
 import json
 import multiprocessing
+import os
 import platform
+import subprocess
+import sys
 import threading
 import time
 from contextlib import suppress
@@ -509,7 +512,7 @@ def test_a_forked_process_computes_the_same(library):
 
 
 def test_of_two_callers_one_is_told_so(library):
-    """One call at a time in a process: while another thread calls again and again, one of ours meets its."""
+    """One call at a time in a library: while another thread calls again and again, one of ours meets its."""
     images, over = make_images(), threading.Event()
 
     def keep_calling() -> None:
@@ -534,6 +537,26 @@ def test_of_two_callers_one_is_told_so(library):
         other.join()
     assert refused == "The native engine is computing in another thread; one call at a time would be right."
     assert same(state, make_state(1))
+
+
+AT_EXIT = """
+import threading, time
+from native_runs import make_batches, make_images, make_state
+from resnet_cifar.native.library import load
+from resnet_cifar.native.network import NativeNetwork
+
+network = NativeNetwork(load(None, print), "resnet", 1, 40, threads=2)
+arguments = make_images(), make_state(1), make_batches(5000, 40), [1e-6] * 5000, 0.9, 0.0
+threading.Thread(target=network.train, args=arguments, daemon=True).start()
+time.sleep(0.3)
+"""
+
+
+@pytest.mark.usefixtures("library")
+def test_a_process_may_end_while_a_daemon_thread_computes():
+    path = os.pathsep.join([str(ROOT / "tests"), *filter(None, [os.environ.get("PYTHONPATH")])])
+    done = subprocess.run([sys.executable, "-c", AT_EXIT], env=os.environ | {"PYTHONPATH": path})
+    assert done.returncode == 0
 
 
 def test_a_closed_network_computes_nothing(network):

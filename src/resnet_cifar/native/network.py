@@ -254,13 +254,15 @@ class NativeNetwork:
         self.weights, self.statistics = weight_layout(n, classes), statistic_layout(n)
         self._call = library.functions
         self._handle = ctypes.c_void_p()
+        self._call.rc_set_threads(threads)  # for whose buffers there is memory, or not
         self._ask(self._call.rc_create(net == "resnet", n, classes, batch_size, ctypes.byref(self._handle)))
         self._free = weakref.finalize(self, self._call.rc_destroy, self._handle)
+        self._free.atexit = False  # a daemon thread may compute until the process is gone
         assert self._call.rc_weight_count(self._handle) == self.weights.size
         assert self._call.rc_statistic_count(self._handle) == self.statistics.size
 
     def close(self) -> None:
-        """Free the working memory now; without it, that happens with the object's end."""
+        """Free the working memory now; without it, that happens with the object's end. Not while a call is running."""
         self._free()
         self._handle = ctypes.c_void_p()
 

@@ -38,7 +38,7 @@ class Set:
 
 
 SETS = (
-    Set("avx512", "x86_64", ("-mavx512f", "-mprefer-vector-width=512"), frozenset({"avx512f"})),
+    Set("avx512", "x86_64", ("-mavx512f", "-mprefer-vector-width=512"), frozenset({"avx512f", "avx2", "fma"})),
     Set("avx2", "x86_64", ("-mavx2", "-mfma"), frozenset({"avx2", "fma"})),
     Set("neon", "aarch64"),
     Set("plain", "any", ("-O2",)),

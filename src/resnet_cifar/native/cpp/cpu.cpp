@@ -43,7 +43,7 @@ bool (*volatile g_check)() = fma_is_exact;  // through a pointer, see ExactFloat
 
 int rc_supported(void) {
 #if defined(RC_SET_AVX512)  // these ask the operating system too, whether it keeps the registers
-  return __builtin_cpu_supports("avx512f") != 0;
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
 #elif defined(RC_SET_AVX2)
   return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
 #elif defined(RC_SET_NEON)

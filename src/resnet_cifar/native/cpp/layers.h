@@ -100,7 +100,7 @@ void forward_first_wider(Network& net, int block) {
       Prefetcher prefetch;
       NextImages next(net, prefetch, i + 1, 1);
       next.add<C>(net.layer_before(block).output);
-      if (block && net.residual) next.add<C>(net.inputs[block - 1]);
+      if (net.residual) next.add<C>(net.inputs[block - 1]);
       next.add<C>(net.inputs[block]);
       next.add<2 * C>(layer.output);
       prefetch.start(kStrideTicks);

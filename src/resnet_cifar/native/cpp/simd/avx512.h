@@ -1,4 +1,4 @@
-// AVX-512: a vector is one register. The foundation instructions (F) alone are used and tested for.
+// AVX-512: a vector is one register. Of AVX-512 the foundation (F) alone is used; scalars take FMA, and its flags permit AVX2.
 #pragma once
 #ifndef __AVX512F__
 #error "the set avx512 needs -mavx512f"

@@ -26,8 +26,8 @@ constexpr FloatMode kExactMode = 0;
 #error "the floating-point mode is not written for this processor"
 #endif
 
-// Work under this guard must be called through a pointer, or the compiler may move it out: it does not know that
-// arithmetic depends on the mode.
+// Work under this guard must stand in a function that is not inlined, or the compiler may move it out: it does not know
+// that arithmetic depends on the mode.
 struct ExactFloats {
   const FloatMode caller;
   ExactFloats() : caller(get_float_mode()) { set_float_mode(kExactMode); }
