@@ -2,8 +2,8 @@
 // with the same bits on every processor and with any number of threads.
 //
 // The caller owns all arrays; a network owns the working memory alone. Every function that can fail returns a status.
-// One rc_train, rc_gradient or rc_logits at a time in a library: a second one from another thread gets RC_BUSY. A network
-// is not to be destroyed while one of them has it.
+// One rc_train, rc_gradient or rc_logits at a time in a library: a second one from another thread gets RC_BUSY. A
+// network is not to be destroyed while one of them has it.
 #pragma once
 #include <stdint.h>
 

@@ -1,4 +1,5 @@
-// AVX-512: a vector is one register. Of AVX-512 the foundation (F) alone is used; scalars take FMA, and its flags permit AVX2.
+// AVX-512: a vector is one register. Of AVX-512 the foundation (F) alone is used; scalars take FMA, and the flag
+// permits AVX2.
 #pragma once
 #ifndef __AVX512F__
 #error "the set avx512 needs -mavx512f"
