@@ -10,6 +10,7 @@ from resnet_cifar.cells import Cell, RunFiles, run_files
 from resnet_cifar.numerics import bits
 from resnet_cifar.numerics.weights import digest
 from resnet_cifar.training import record
+from resnet_cifar.training.engines import read_run
 from resnet_cifar.training.record import Arithmetic, Circumstances, Earlier, Question, Record, RecordError
 from resnet_cifar.training.train import train_cells
 
@@ -132,7 +133,7 @@ def test_what_training_leaves_is_read(session, files):
     assert found.images_per_second == pytest.approx(6 * 8 / found.seconds, rel=0.1, abs=0.1)
     assert found.arithmetic.threads == torch.get_num_threads()
     assert found.weights_sha256 == digest(load_file(files.weights))
-    assert record.read_answer(files, session.question(CELL)) == found
+    assert read_run(files, session.question(CELL), session.computer.code) == found
     assert session.is_trained(CELL)
 
 
@@ -169,16 +170,16 @@ def test_damaged_and_altered_files_are_named(files):
         record.read(files)
 
 
-def test_the_digest_is_the_tensors_and_not_the_files(session, files):
+def test_the_digest_is_the_tensors_and_not_the_files(files):
     """Written by another version of safetensors, the weights are still the same."""
     save_file(load_file(files.weights), files.weights, {"another": "note"})
-    record.read_answer(files, session.question(CELL))
+    record.read(files)
 
 
 def test_a_run_of_another_question_is_no_answer(session, files):
     other = session.question(CELL).model_copy(update={"parameters": "f" * 64})
     with pytest.raises(RecordError, match=r"^its parameters' digest is \w{12}, not ffffffffffff$"):
-        record.read_answer(files, other)
+        read_run(files, other, session.computer.code)
 
 
 @pytest.mark.parametrize(

@@ -130,13 +130,13 @@ def read_run(files: RunFiles, question: Question, code: str) -> Record:
     Raises
     ------
     RecordError
-        If it is none, or that of another question or of other code, in words.
+        If it is of another question or of other code, or as :func:`record.read` says.
     """
-    found = record.read_answer(files, question)
+    found = record.read(files)
     arithmetic = found.arithmetic
     native = arithmetic.engine == NativeEngine.name
     this = native_arithmetic() if native else arithmetic.model_copy(update={"code": code})
-    if reason := arithmetic.difference(this):
+    if reason := found.question.difference(question) or arithmetic.difference(this):
         raise RecordError(reason)
     return found
 

@@ -187,20 +187,6 @@ def write(files: RunFiles, weights: bytes, history: bytes, record: bytes) -> Non
     write_whole(files.record, record)
 
 
-def read_answer(files: RunFiles, question: Question) -> Record:
-    """Read a run as :func:`read` does, and check that it is of the question that is meant.
-
-    Raises
-    ------
-    RecordError
-        If it is of another one, or as :func:`read` says.
-    """
-    record = read(files)
-    if reason := record.question.difference(question):
-        raise RecordError(reason)
-    return record
-
-
 def _check(files: RunFiles, path: Path, found: str, recorded: str) -> None:
     if found != recorded:
         raise AlteredError(
