@@ -1097,18 +1097,18 @@ def test_the_readmes_sentences_have_the_reports_numbers(tmp_path):
     means = cells.groupby("network")["test_error"].mean().map(number).astype(float)  # as the table shows them
     first, *others = (number(abs(gap)) for gap in sorted((means - published).dropna()))
     assert f"ResNet-20 is {first} points better than its, the others are {others[0]} to {others[-1]} worse." in text
-    assert f"They took {cells['seconds'].sum() / 3600:.1f} hours;" in text
+    assert f"They took {cells['seconds'].sum() / 3600:.1f} hours." in text
     assert list(means[:3]) == sorted(means[:3], reverse=True)
     deepest = cells[cells["network"] == "ResNet-56"].set_index("seed")["test_error"]
     *usual, outlier = map(number, sorted(deepest))
     assert deepest.idxmax() == 3
-    assert f"three have {usual[0]} to {usual[-1]}%, one, seed 3, has {outlier}%" in text
+    assert f"four have {usual[0]} to {usual[-1]}%, one, seed 3, has {outlier}%" in text
     assert f"the median is {number(deepest.median())}%." in text
     curves = pd.read_csv(StringIO(committed("reports/curves.csv")))
     early = curves.query("network == 'ResNet-56' and iteration == 13_000").set_index("seed")["train_error"]
     *usual, outlier = (f"{error:.1f}" for error in sorted(early))
     assert early.idxmax() == 3
-    assert f"the highest of the four already, {outlier}% beside {usual[0]} to {usual[-1]}%." in text
+    assert f"the highest of the five already, {outlier}% beside {usual[0]} to {usual[-1]}%." in text
     measured = tmp_path / THROUGHPUT.name
     measured.write_text(committed(f"benchmarks/{measured.name}"))
     table = speed.load(measured)
